@@ -1,0 +1,1 @@
+//! Source: the blobs of a layout directory.

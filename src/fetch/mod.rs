@@ -1,0 +1,122 @@
+//! Where bytes come from: registries, local layouts, the cache. All I/O that is not FUSE.
+//!
+//! One seam: [`Source`]. Retry, limits, recording and fault injection are each a `Source` around a
+//! `Source`.
+
+pub mod auth;
+pub mod error;
+pub mod local;
+pub mod record;
+pub mod registry;
+pub mod retry;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::layout::Blob;
+use crate::layout::range::ByteRange;
+
+pub use error::{Error, ErrorKind, Result};
+
+/// A future on the heap: what makes [`Source`] usable as `dyn`.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How long a read may wait *while no byte that it needs arrives*. Not a total time: bytes that
+/// arrive start the wait anew, by [`Deadline::renewed`].
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    stall: Duration,
+    at: Instant,
+}
+
+impl Deadline {
+    /// A deadline `stall` from now.
+    pub fn after(stall: Duration) -> Self {
+        Deadline { stall, at: Instant::now() + stall }
+    }
+
+    /// The same patience, counted from now: a byte arrived.
+    pub fn renewed(&self) -> Self {
+        Deadline::after(self.stall)
+    }
+
+    /// The moment.
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// How long a wait without any byte may last.
+    pub fn stall(&self) -> Duration {
+        self.stall
+    }
+
+    /// The moment has passed.
+    pub fn passed(&self) -> bool {
+        Instant::now() >= self.at
+    }
+}
+
+/// Bytes of one blob on their way. Nothing here is proved.
+pub struct Body {
+    /// What the chunks hold when all of them have come: it contains the range that was asked for,
+    /// and may be wider (a server that ignores `Range` sends the whole blob).
+    pub range: ByteRange,
+    chunks: Box<dyn Chunks>,
+}
+
+/// Where a [`Body`] has its chunks from.
+pub trait Chunks: Send {
+    /// The next bytes in order; `None` after the last. An error ends the body.
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>>>;
+}
+
+impl Body {
+    /// A body that delivers `range` from `chunks`. The maker promises that the chunks add up to
+    /// the range's length, or end in an error.
+    pub fn new(range: ByteRange, chunks: Box<dyn Chunks>) -> Self {
+        Body { range, chunks }
+    }
+
+    /// A body that is here already.
+    pub fn ready(range: ByteRange, bytes: Bytes) -> Self {
+        struct Ready(Option<Bytes>);
+        impl Chunks for Ready {
+            fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>>> {
+                Box::pin(std::future::ready(Ok(self.0.take())))
+            }
+        }
+        Body::new(range, Box::new(Ready(Some(bytes))))
+    }
+
+    /// The next bytes in order; `None` after the last.
+    ///
+    /// # Errors
+    /// Whatever ended the body before its range was complete.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        self.chunks.next().await
+    }
+}
+
+/// Where blobs can be read. The one seam for bytes.
+///
+/// Contract, which `tests/it/source_suite.rs` holds every source to:
+/// - `range` lies within `0..blob.size` and is not empty (the caller's duty);
+/// - the body delivers at least `range`; a short body is an error, never a quiet end;
+/// - a blob that is not there is [`ErrorKind::NotFound`];
+/// - after `deadline` without a byte it ends with [`ErrorKind::DeadlinePassed`];
+/// - reads may run concurrently, and dropping the future or the body ends the work.
+pub trait Source: Send + Sync {
+    /// Starts reading `range` of `blob`.
+    fn read<'a>(
+        &'a self,
+        blob: &'a Blob,
+        range: ByteRange,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Body>>;
+
+    /// For messages: `registry.example/library/debian`, `layout /path`.
+    fn name(&self) -> String;
+}

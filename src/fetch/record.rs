@@ -1,0 +1,1 @@
+//! Source around a source: remembers every call.

@@ -1,0 +1,1 @@
+//! Source: a repository of a registry, by ranged GET.

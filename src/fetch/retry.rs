@@ -1,0 +1,1 @@
+//! Source around a source: what is temporary is tried again, within the deadline.

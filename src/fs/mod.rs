@@ -1,0 +1,1 @@
+//! How the kernel sees it: serves any [`Tree`](crate::layout::tree::Tree) through FUSE.

@@ -1,0 +1,1 @@
+//! Decodes spans and streams: stored, gzip, zstd.

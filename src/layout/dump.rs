@@ -1,0 +1,1 @@
+//! A tree as text, one line a path; and back.

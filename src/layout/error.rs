@@ -1,0 +1,88 @@
+//! What is wrong with the bytes, and where in them. Never an I/O error.
+
+/// A `Result` whose error says what is malformed or unsupported.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Malformed or unsupported input. Messages are lower case, without a full stop, and do not name
+/// the layer or the file: whoever knows those adds them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Not a digest of an algorithm that we can check (image-spec `descriptor.md`, "Digests").
+    #[error("invalid digest {0:?}: expected sha256:<64 hex> or sha512:<128 hex>, lower case")]
+    InvalidDigest(String),
+
+    /// Bytes do not have the digest that they were asked for by.
+    #[error("digest mismatch: expected {expected}, got {actual}")]
+    DigestMismatch {
+        /// The digest that the descriptor promises.
+        expected: String,
+        /// The digest of the bytes at hand.
+        actual: String,
+    },
+
+    /// Bytes do not have the size that their descriptor promises.
+    #[error("size mismatch: expected {expected} bytes, got {actual}")]
+    SizeMismatch {
+        /// Bytes promised.
+        expected: u64,
+        /// Bytes at hand.
+        actual: u64,
+    },
+
+    /// A tar header, or what follows it, that cannot be an archive member.
+    #[error("tar entry at offset {offset}: {reason}")]
+    Tar {
+        /// Position of the 512-byte tar header in the uncompressed layer.
+        offset: u64,
+        /// What is wrong: lower case, with expected and got where there are two values.
+        reason: String,
+    },
+
+    /// A compressed stream that does not decode.
+    #[error("compressed data at offset {offset}: {reason}")]
+    Codec {
+        /// Position in the blob.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// An OCI document (index, manifest, config) that is not what it should be.
+    #[error("{document}: {reason}")]
+    Document {
+        /// Which document: `index.json`, `manifest sha256:...`.
+        document: String,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A saved index that is damaged or of another version. Never fatal: it is built again.
+    #[error("saved index: {0}")]
+    SavedIndex(String),
+
+    /// A named limit was exceeded.
+    #[error("{what} exceeds the limit of {limit}")]
+    Limit {
+        /// What grew too large.
+        what: String,
+        /// The limit, in the unit that `what` names.
+        limit: u64,
+    },
+}
+
+impl Error {
+    /// A tar error at `offset` (bytes into the uncompressed layer).
+    pub fn tar(offset: u64, reason: impl Into<String>) -> Self {
+        Error::Tar { offset, reason: reason.into() }
+    }
+
+    /// A decoding error at `offset` (bytes into the blob).
+    pub fn codec(offset: u64, reason: impl Into<String>) -> Self {
+        Error::Codec { offset, reason: reason.into() }
+    }
+
+    /// A malformed OCI document.
+    pub fn document(document: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Document { document: document.into(), reason: reason.into() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Our own encoding of `LayerIndex`: versioned, self-checking.

@@ -1,0 +1,1 @@
+//! Applies changesets in order: layer entries to the rootfs `Tree`.

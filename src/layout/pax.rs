@@ -1,0 +1,1 @@
+//! PAX extended header records: arbitrary bytes, exact times.

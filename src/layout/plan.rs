@@ -1,0 +1,1 @@
+//! Plans as values: what to decode, what to fetch, what to copy.

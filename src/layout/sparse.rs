@@ -1,0 +1,1 @@
+//! GNU and PAX sparse files: maps to chunks.

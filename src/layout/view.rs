@@ -1,0 +1,1 @@
+//! Views: functions that build a `Tree`.

@@ -1,0 +1,1 @@
+//! Classifies a name: plain, whiteout of a sibling, opaque whiteout, reserved.

@@ -1,0 +1,3 @@
+//! The command line: parses, runs, prints the error, and gives the exit code.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! One test binary: each module a subject. `tidy` checks that no file is forgotten here.
+#![allow(clippy::unwrap_used)]
