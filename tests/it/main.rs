@@ -1,2 +1,3 @@
 //! One test binary: each module a subject. `tidy` checks that no file is forgotten here.
 #![allow(clippy::unwrap_used)]
+mod tidy;
