@@ -1,3 +1,6 @@
 //! One test binary: each module a subject. `tidy` checks that no file is forgotten here.
 #![allow(clippy::unwrap_used)]
+
+mod support;
+mod support_works;
 mod tidy;
