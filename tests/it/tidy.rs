@@ -152,8 +152,8 @@ impl Project {
         found
     }
 
-    /// The map in ARCHITECTURE.md names every source file, and no file that is gone. A line of it
-    /// starts with the path from `src/`.
+    /// The map in ARCHITECTURE.md names every source file but unit tests, and none that is gone.
+    /// A line of it starts with the path from `src/`.
     fn unmapped(&self) -> Vec<String> {
         let map: BTreeSet<String> = self
             .text("ARCHITECTURE.md")
@@ -162,7 +162,8 @@ impl Project {
             .filter(|word| word.ends_with(".rs"))
             .map(|word| format!("src/{word}"))
             .collect();
-        let real: BTreeSet<String> = self.rust("src/").map(|(path, _)| path.to_owned()).collect();
+        let real = self.rust("src/").map(|(path, _)| path.to_owned());
+        let real: BTreeSet<String> = real.filter(|path| !is_test(path)).collect();
         let missing = real.difference(&map).map(|path| format!("{path}: not in ARCHITECTURE.md"));
         let gone =
             map.difference(&real).map(|path| format!("ARCHITECTURE.md: no such file {path}"));
@@ -191,11 +192,21 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
+/// A file of `src/` that holds only unit tests.
+fn is_test(path: &str) -> bool {
+    path.ends_with("tests.rs") || path.contains("/tests/")
+}
+
 /// The lines before the unit tests; none of a file that holds only tests.
 fn product<'a>(path: &str, text: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
-    let is_test = path.ends_with("tests.rs") || path.contains("/tests/");
-    let text = if is_test { "" } else { text };
-    code(text.split("#[cfg(test)]\nmod ").next().unwrap_or(text))
+    let lines: Vec<&str> = text.lines().collect();
+    let opens_tests = |(i, line): (usize, &&str)| {
+        let next = lines[i..].iter().find(|line| !line.starts_with("#["));
+        *line == "#[cfg(test)]" && next.is_some_and(|line| line.starts_with("mod "))
+    };
+    let tests_at = lines.iter().enumerate().position(opens_tests).unwrap_or(lines.len());
+    let end = if is_test(path) { 0 } else { tests_at };
+    code(text).take_while(move |(n, _)| *n <= end)
 }
 
 /// The line without visibility and modifiers: `fn read()` of `pub(crate) async fn read()`.
@@ -451,6 +462,9 @@ fn long_files_and_functions_are_found() {
 
 #[test]
 fn tests_and_comments_may_do_what_the_product_may_not() {
-    let text = "// crate::fetch\nfn f() {}\n\n#[cfg(test)]\nmod tests {\n    x.unwrap();\n}\n";
+    let text =
+        "// crate::fetch\nfn f() {}\n#[cfg(test)]\n#[allow(x)]\nmod tests {\n x.unwrap();\n}";
     assert_eq!(findings_with("src/layout/tar.rs", text), [""; 0]);
+    let late = "#[cfg(test)]\nfn only_tests_use_it() {}\n\nfn f() { x.unwrap() }\n";
+    assert_eq!(findings_with("src/fs/ops.rs", late), ["src/fs/ops.rs:4: `unwrap` outside tests"]);
 }
