@@ -1,6 +1,7 @@
 //! One test binary: each module a subject. `tidy` checks that no file is forgotten here.
 #![allow(clippy::unwrap_used)]
 
+mod image_works;
 mod support;
 mod support_works;
 mod tidy;

@@ -3,6 +3,8 @@
 
 pub mod answer;
 pub mod faults;
+pub mod image;
+pub mod layer;
 pub mod registry;
 pub mod tokens;
 pub mod uploads;
