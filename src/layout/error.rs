@@ -56,6 +56,17 @@ pub enum Error {
         reason: String,
     },
 
+    /// An entry that cannot be applied. This one names its layer: only merging knows it.
+    #[error("layer {layer}: entry at offset {offset}: {reason}")]
+    Changeset {
+        /// Short digest of the layer as stored.
+        layer: String,
+        /// Position of the entry's tar header in the uncompressed layer.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+
     /// A saved index that is damaged or of another version. Never fatal: it is built again.
     #[error("saved index: {0}")]
     SavedIndex(String),

@@ -97,8 +97,9 @@ fn list(candidates: &[&Descriptor]) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::layout::digest::Blob;
     use crate::layout::oci::{DOCKER_MANIFEST, OCI_MANIFEST};

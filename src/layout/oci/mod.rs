@@ -272,5 +272,4 @@ pub fn check_size(name: &str, bytes: u64) -> Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

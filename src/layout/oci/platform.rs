@@ -147,8 +147,9 @@ pub(super) fn choose_among<'a>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
     use crate::layout::digest::{Blob, Digest};
 

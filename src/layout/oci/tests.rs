@@ -1,3 +1,6 @@
+//! Documents of both families as tools write them, and hostile ones.
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use crate::layout::digest::{Blob, Digest};
 

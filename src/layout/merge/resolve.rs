@@ -1,0 +1,90 @@
+//! Where a path leads in a tree under construction: parents that are symbolic links are followed,
+//! inside the root only.
+
+use crate::layout::tree::{Builder, NodeId, NodeKind};
+
+/// Most symbolic links on the way to one name: what Linux allows before `ELOOP`.
+const LINKS_MAX: usize = 40;
+
+/// Most bytes of a link target that is followed: Linux makes no longer links (`PATH_MAX` less the
+/// NUL), and following costs time for each byte.
+const TARGET_BYTES_MAX: usize = 4095;
+
+/// A directory, there or not yet.
+pub(super) struct Place<'a> {
+    /// Directories from the root down to the last that exists; never empty.
+    pub trail: Vec<NodeId>,
+    /// Names below it that do not exist, or are no directories.
+    pub absent: Vec<&'a [u8]>,
+}
+
+impl Place<'_> {
+    /// The directory, when all of it exists.
+    pub fn directory(&self) -> Option<NodeId> {
+        self.absent.is_empty().then(|| self.last())
+    }
+
+    /// The last directory that exists.
+    pub fn last(&self) -> NodeId {
+        self.trail.last().copied().unwrap_or(NodeId::ROOT)
+    }
+}
+
+/// Follows all of `path`: every component that is a symbolic link is replaced by its target.
+/// `..` (in targets) stays inside the root, and takes back an absent name as it takes back a
+/// directory. The error says why the way does not end.
+pub(super) fn follow<'a>(builder: &'a Builder, path: &'a [u8]) -> Result<Place<'a>, String> {
+    let mut place = Place { trail: vec![NodeId::ROOT], absent: Vec::new() };
+    let mut ahead: Vec<&[u8]> = components(path).collect();
+    ahead.reverse();
+    let mut links = 0;
+    while let Some(name) = ahead.pop() {
+        if name == b".." {
+            if place.absent.pop().is_none() && place.trail.len() > 1 {
+                place.trail.pop();
+            }
+            continue;
+        }
+        if !place.absent.is_empty() {
+            place.absent.push(name);
+            continue;
+        }
+        let child = builder.child(place.last(), name);
+        match child.map(|id| (id, &builder.draft(id).kind)) {
+            Some((id, NodeKind::Directory { .. })) => place.trail.push(id),
+            Some((_, NodeKind::Symlink { target })) => {
+                links += 1;
+                if links > LINKS_MAX {
+                    return Err(format!("more than {LINKS_MAX} symbolic links in the parents"));
+                }
+                if target.len() > TARGET_BYTES_MAX {
+                    let len = target.len();
+                    return Err(format!("a parent is a symbolic link of {len} bytes"));
+                }
+                if target.first() == Some(&b'/') {
+                    place.trail.truncate(1);
+                }
+                let at = ahead.len();
+                ahead.extend(components(target));
+                ahead[at..].reverse();
+            }
+            _ => place.absent.push(name),
+        }
+    }
+    Ok(place)
+}
+
+fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|b| *b == b'/').filter(|c| !c.is_empty() && *c != b".")
+}
+
+/// The parent's path and the last component; `None` for the root itself.
+pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    if path.is_empty() {
+        return None;
+    }
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => Some((&path[..at], &path[at + 1..])),
+        None => Some((b"", path)),
+    }
+}
