@@ -24,6 +24,12 @@ pub enum ErrorKind {
     Invalid,
     /// Not local, and `--offline` forbids asking.
     Offline,
+    /// The kernel refuses the mount: no /dev/fuse, no privilege, no overlay.
+    CannotMount,
+    /// Somebody still uses it.
+    Busy,
+    /// The command line asks for something that cannot be meant.
+    Usage,
     /// A local file could not be read or written.
     Local,
 }

@@ -165,6 +165,23 @@ impl Tree {
             .try_fold(NodeId::ROOT, |at, name| self.lookup(at, name))
     }
 
+    /// The path of a node's (first) name, with a leading slash: for messages.
+    pub fn path(&self, id: NodeId) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != NodeId::ROOT {
+            let Some(parent) = self.node(at).map(|n| n.parent) else { break };
+            let siblings = self.children(parent).unwrap_or_default();
+            let name = siblings.iter().find(|(_, child)| *child == at).map(|(name, _)| &**name);
+            names.push(name.unwrap_or(b"?"));
+            at = parent;
+        }
+        names.push(b"");
+        names.reverse();
+        let path = names.join(&b'/');
+        if path.is_empty() { b"/".to_vec() } else { path }
+    }
+
     /// Sum of the logical sizes of all regular files, each inode once.
     pub fn content_bytes(&self) -> u64 {
         self.nodes
@@ -363,6 +380,9 @@ mod tests {
         assert_eq!(tree.len(), 3);
         let id = tree.find(b"/d/x").expect("found");
         assert_eq!(tree.find(b"a"), Some(id));
+        assert_eq!(tree.path(id), b"/a");
+        assert_eq!(tree.path(tree.find(b"d").expect("found")), b"/d");
+        assert_eq!(tree.path(NodeId::ROOT), b"/");
         assert_eq!(tree.node(id).expect("node").links, 2);
         assert_eq!(tree.node(NodeId::ROOT).expect("root").links, 3);
     }
