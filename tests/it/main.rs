@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod image_works;
+mod listing_works;
 mod support;
 mod support_works;
 mod tidy;

@@ -1,10 +1,12 @@
-//! What the tests stand on: a registry in this process, faults on its wire.
+//! What the tests stand on: a registry, faults on its wire, images, mounts, listings of trees.
 #![allow(dead_code)] // each test uses its part, and the demo registry another.
 
 pub mod answer;
 pub mod faults;
 pub mod image;
 pub mod layer;
+pub mod listing;
+pub mod mount;
 pub mod registry;
 pub mod tokens;
 pub mod uploads;
