@@ -1,0 +1,170 @@
+use std::io::Write as _;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A gzip member whose header has all optional fields.
+fn gzip_with_fields(content: &[u8]) -> Vec<u8> {
+    let plain = gzip(content);
+    let fields = b"\x05\x00extraname\0comment\0\xaa\xbb";
+    [&plain[..3], &[0x1f], &plain[4..10], fields, &plain[10..]].concat()
+}
+
+fn zstd(content: &[u8]) -> Vec<u8> {
+    ::zstd::bulk::compress(content, 1).unwrap()
+}
+
+fn skippable(content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(content.len()).unwrap();
+    [b"\x5e\x2a\x4d\x18".as_slice(), &length.to_le_bytes(), content].concat()
+}
+
+/// Codec, content, and the starts as (blob, tar).
+type Whole = (Codec, Vec<u8>, Vec<(u64, u64)>);
+
+fn decode(blob: &[u8], size: usize) -> Result<Whole> {
+    let (mut content, mut starts) = (Vec::new(), Vec::new());
+    let mut sink = |decoded: Decoded<'_>| {
+        match decoded {
+            Decoded::Bytes(bytes) => content.extend_from_slice(bytes),
+            Decoded::Start { blob, tar } => starts.push((blob, tar)),
+        }
+        Ok::<(), Error>(())
+    };
+    let mut decoder = Decoder::new();
+    for piece in blob.chunks(size) {
+        decoder.push(piece, &mut sink)?;
+    }
+    let codec = decoder.finish(&mut sink)?;
+    assert_eq!(decoder.tar_bytes(), content.len() as u64);
+    Ok((codec, content, starts))
+}
+
+/// Some bytes that neither repeat nor refuse to compress.
+fn content(bytes: usize) -> Vec<u8> {
+    (0..bytes as u32).map(|n| (n.wrapping_mul(n) >> 9) as u8).collect()
+}
+
+#[test]
+fn members_and_frames_follow_each_other_and_their_starts_are_known() {
+    let [a, b] = [content(300_000), content(10)];
+    let members = [gzip(&a), gzip_with_fields(&b), gzip(b""), gzip(&a)];
+    let frames = [zstd(&a), skippable(b"toc"), zstd(&b), zstd(&a)];
+    for (codec, parts, tar_starts) in [
+        (Codec::Gzip, members, [0, 300_000, 300_010, 300_010]),
+        (Codec::Zstd, frames, [0, 300_000, 300_000, 300_010]),
+    ] {
+        let blob = parts.concat();
+        let mut at = 0;
+        let mut starts = Vec::new();
+        for (part, tar) in parts.iter().zip(tar_starts) {
+            starts.push((at, tar));
+            at += part.len() as u64;
+        }
+        let expected = Ok((codec, [a.as_slice(), &b, &a].concat(), starts));
+        for size in [1, 7, 1000, blob.len()] {
+            assert_eq!(decode(&blob, size), expected, "{codec:?} in pieces of {size}");
+        }
+    }
+}
+
+#[test]
+fn the_bytes_say_the_codec() {
+    for (blob, codec) in [
+        (&b""[..], Codec::Stored),
+        (b"\x1f", Codec::Stored),
+        (b"abc", Codec::Stored),
+        (b"plain tar", Codec::Stored),
+        (&gzip(b"x"), Codec::Gzip),
+        (&zstd(b"x"), Codec::Zstd),
+        (&[skippable(b"first"), zstd(b"x")].concat(), Codec::Zstd),
+    ] {
+        assert_eq!(decode(blob, 1).map(|d| d.0), Ok(codec), "{}", blob.escape_ascii());
+    }
+    assert_eq!(decode(b"plain tar", 2), Ok((Codec::Stored, b"plain tar".to_vec(), vec![])));
+}
+
+#[test]
+fn gzip_checks_are_left_to_the_digests() {
+    let mut blob = gzip(b"right bytes");
+    let crc = blob.len() - 8;
+    blob[crc..].fill(0xee);
+    assert_eq!(decode(&blob, 3).map(|d| d.1), Ok(b"right bytes".to_vec()));
+}
+
+#[test]
+fn zeros_behind_gzip_are_padding_and_all_else_is_garbage() {
+    let blob = gzip(b"x");
+    assert_eq!(decode(&[&blob, [0; 700].as_slice()].concat(), 100).map(|d| d.1), Ok(b"x".to_vec()));
+    for garbage in [&b"\0\0x"[..], b"x", b"\x1f", b"\x1f\x8c", b"\0\x1f\x8b\x08"] {
+        assert!(decode(&[&blob, garbage].concat(), 5).is_err(), "{}", garbage.escape_ascii());
+    }
+    assert!(decode(&[zstd(b"x"), vec![0; 4]].concat(), 5).is_err());
+}
+
+#[test]
+fn a_blob_that_is_cut_off_is_refused() {
+    for blob in [gzip_with_fields(&content(500)), zstd(&content(500)), skippable(b"12345")] {
+        for size in 2..blob.len() {
+            let is_stored = size < MAGIC_BYTES && blob[0] != 0x1f;
+            assert_eq!(decode(&blob[..size], 64).is_ok(), is_stored, "{size} of {}", blob.len());
+        }
+    }
+}
+
+#[test]
+fn hostile_headers_are_refused() {
+    let mut method = gzip(b"x");
+    method[2] = 7;
+    let mut flags = gzip(b"x");
+    flags[3] = 0x80;
+    // A frame that asks for a window of 2 GiB.
+    let window = b"\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00".to_vec();
+    for blob in [method, flags, window] {
+        assert!(matches!(decode(&blob, 64), Err(Error::Codec { .. })), "{}", blob.escape_ascii());
+    }
+}
+
+#[test]
+fn a_span_decodes_to_exactly_the_expected_length() {
+    let bytes = content(200_000);
+    for (codec, blob) in
+        [(Codec::Stored, bytes.clone()), (Codec::Gzip, gzip(&bytes)), (Codec::Zstd, zstd(&bytes))]
+    {
+        assert_eq!(decode_span(codec, &blob, 200_000).as_ref(), Ok(&bytes));
+        for wrong in [0, 199_999, 200_001, u64::MAX] {
+            assert!(decode_span(codec, &blob, wrong).is_err(), "{codec:?} {wrong}");
+        }
+        assert!(decode_span(codec, &blob[..blob.len() - 1], 200_000).is_err(), "{codec:?}");
+    }
+    assert!(decode_span(Codec::Gzip, &zstd(&bytes), 200_000).is_err());
+}
+
+proptest! {
+    #[test]
+    fn damage_and_pieces_change_nothing_but_the_result(
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+        size in 1usize..5000,
+        is_gzip in any::<bool>(),
+    ) {
+        let (a, b) = (content(20_000), content(3000));
+        let parts = if is_gzip { [gzip(&a), gzip(&b)] } else { [zstd(&a), zstd(&b)] };
+        let mut blob = parts.concat();
+        let at = at.index(blob.len());
+        blob[at] = byte;
+        let whole = decode(&blob, blob.len());
+        let pieces = decode(&blob, size);
+        prop_assert_eq!(whole.is_ok(), pieces.is_ok());
+        if whole.is_ok() {
+            prop_assert_eq!(whole, pieces);
+        }
+    }
+}
