@@ -3,6 +3,7 @@
 
 mod image_works;
 mod listing_works;
+mod merge_model;
 mod support;
 mod support_works;
 mod tidy;
