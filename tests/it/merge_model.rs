@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use layoutfs::layout::dump::{dump, parse};
 use layoutfs::layout::entry::{Attributes, Chunk, Entry, EntryKind, Time};
 use layoutfs::layout::merge::{Changeset, Merged, merge};
 use layoutfs::layout::plan::plan_read;
@@ -431,6 +432,11 @@ proptest! {
             (Ok(Merged { tree, warnings }), Ok(model)) => {
                 prop_assert_eq!(shown(&tree, step), model.shown());
                 prop_assert_eq!(warnings.len(), model.left_out);
+                if layers.len() == 1 {
+                    let text = dump(&tree);
+                    let again = merge(vec![changeset(0, &parse(&text).unwrap())]).unwrap();
+                    prop_assert_eq!(dump(&again.tree), text);
+                }
             }
             (Err(error), Err(Loop)) => {
                 prop_assert!(error.to_string().contains("symbolic links"), "{}", error);

@@ -293,7 +293,6 @@ impl<'a> Apply<'a> {
             let kind = NodeKind::Directory { children: Vec::new() };
             let made = self.add(kind, synthesised(), None)?;
             self.builder.link(at, &name, made);
-            self.holding.insert(made);
             at = made;
         }
         Ok(at)
