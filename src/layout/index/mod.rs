@@ -2,8 +2,11 @@
 //!
 //! Every layer format is a parser to this one form; after parsing nobody asks which it was.
 
+mod check;
 pub mod saved;
 pub mod scan;
+
+pub use check::check;
 
 use super::digest::Digest;
 use super::entry::Entry;

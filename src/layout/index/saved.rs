@@ -1,1 +1,176 @@
 //! Our own encoding of `LayerIndex`: versioned, self-checking.
+//!
+//! ```text
+//! magic 8 | version u32 | diffID algorithm u32 | diffID 64 | tar size u64
+//! counts: entries, chunks, attributes, xattrs, spans, heap bytes: u64 each
+//! the records of each in this order | heap, padded with zeros to 8 | sha256 of all before it
+//! ```
+//!
+//! All numbers are little endian, all records have a fixed size and begin at multiples of 8, so
+//! that a mapped file can be searched in place. Names lie in the heap, each once: directories and
+//! base names apart, since most are shared.
+//!
+//! The sum is sha256, not a CRC: the digests in here prove spans, so that damage must not go
+//! unseen, and an index may come from elsewhere under the digest of the whole file.
+
+mod records;
+#[cfg(test)]
+mod tests;
+
+use sha2::{Digest as _, Sha256};
+
+use super::check::check;
+use super::{LayerIndex, Span};
+use crate::layout::digest::Digest;
+use crate::layout::entry::{Entry, EntryKind};
+use crate::layout::error::{Error, Result};
+use crate::layout::tar::{METADATA_BYTES_MAX, metadata_bytes};
+use records::{Cursor, Tables, TablesRef, read_span, write_span};
+
+/// The version that this program writes, and the only one that it reads: an index is quickly built
+/// again.
+pub const VERSION: u32 = 1;
+
+const MAGIC: &[u8; 8] = b"LAYOUTIX";
+const CHECKSUM_BYTES: usize = 32;
+const ALIGN_BYTES: usize = 8;
+
+/// The index as bytes: the same for the same index.
+///
+/// # Errors
+/// [`Error::SavedIndex`] if the index breaks a rule that [`decode`] would refuse it for, or
+/// exceeds what the encoding can hold (4 GiB of names).
+pub fn encode(index: &LayerIndex) -> Result<Vec<u8>> {
+    check(index).map_err(Error::SavedIndex)?;
+    let mut tables = Tables::default();
+    for entry in &index.entries {
+        tables.add_entry(entry)?;
+    }
+    let mut spans = Vec::with_capacity(index.spans.len() * records::SPAN_BYTES);
+    index.spans.iter().for_each(|span| write_span(&mut spans, span));
+    let counts = [
+        tables.entries.len() / records::ENTRY_BYTES,
+        tables.chunks.len() / records::CHUNK_BYTES,
+        tables.attributes.len() / records::ATTRIBUTES_BYTES,
+        tables.xattrs.len() / records::XATTR_BYTES,
+        index.spans.len(),
+        tables.heap.len(),
+    ];
+    let (algorithm, digest): (u32, &[u8]) = match &index.diff_id {
+        Digest::Sha256(bytes) => (256, bytes),
+        Digest::Sha512(bytes) => (512, bytes),
+    };
+    let mut padded_digest = [0; 64];
+    padded_digest[..digest.len()].copy_from_slice(digest);
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&algorithm.to_le_bytes());
+    bytes.extend_from_slice(&padded_digest);
+    bytes.extend_from_slice(&index.tar_size.to_le_bytes());
+    counts.iter().for_each(|count| bytes.extend_from_slice(&(*count as u64).to_le_bytes()));
+    for section in
+        [&tables.entries, &tables.chunks, &tables.attributes, &tables.xattrs, &spans, &tables.heap]
+    {
+        bytes.extend_from_slice(section);
+    }
+    bytes.resize(bytes.len().next_multiple_of(ALIGN_BYTES), 0);
+    let checksum = Sha256::digest(&bytes);
+    bytes.extend_from_slice(&checksum);
+    Ok(bytes)
+}
+
+/// The index that [`encode`] made these bytes of.
+///
+/// # Errors
+/// [`Error::SavedIndex`]: not an index, of another version, damaged, or breaking a rule.
+pub fn decode(bytes: &[u8]) -> Result<LayerIndex> {
+    let refused = |reason: &str| Error::SavedIndex(reason.to_owned());
+    let body = bytes.strip_prefix(MAGIC).ok_or_else(|| refused("not a saved index"))?;
+    let version = body.first_chunk().map(|version| u32::from_le_bytes(*version));
+    match version {
+        Some(VERSION) => {}
+        Some(version) => {
+            let reason = format!("written by another version: {version}, this is {VERSION}");
+            return Err(Error::SavedIndex(reason));
+        }
+        None => return Err(refused("cut off")),
+    }
+    let (checked, checksum) =
+        bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or_else(|| refused("cut off"))?;
+    if Sha256::digest(checked)[..] != checksum[..] {
+        return Err(refused("its checksum is wrong: it is damaged or cut off"));
+    }
+    if checked.len() % ALIGN_BYTES != 0 {
+        return Err(refused("its length is no multiple of 8"));
+    }
+    let index = read(Cursor(&checked[MAGIC.len() + 4..])).map_err(Error::SavedIndex)?;
+    check(&index).map_err(Error::SavedIndex)?;
+    Ok(index)
+}
+
+/// Everything behind the version. The checksum may be a stranger's: nothing here is trusted.
+fn read(mut cursor: Cursor<'_>) -> std::result::Result<LayerIndex, String> {
+    let algorithm = cursor.u32()?;
+    let digest: [u8; 64] = cursor.array()?;
+    let diff_id = match (algorithm, digest.split_at(32)) {
+        (256, (sha256, rest)) if rest.iter().all(|b| *b == 0) => {
+            Digest::Sha256(sha256.try_into().map_err(|_| "impossible digest")?)
+        }
+        (512, _) => Digest::Sha512(digest),
+        _ => return Err(format!("diffID algorithm {algorithm}: expected 256 or 512")),
+    };
+    let tar_size = cursor.u64()?;
+    let mut counts = [0; 6];
+    for count in &mut counts {
+        *count = cursor.u64()?;
+    }
+    let [entries, chunks, attributes, xattrs, spans, heap_bytes] = counts;
+    let entries = cursor.section(entries, records::ENTRY_BYTES)?;
+    let tables = TablesRef {
+        chunks: cursor.section(chunks, records::CHUNK_BYTES)?,
+        attributes: cursor.section(attributes, records::ATTRIBUTES_BYTES)?,
+        xattrs: cursor.section(xattrs, records::XATTR_BYTES)?,
+        heap: &[],
+    };
+    let spans = cursor.section(spans, records::SPAN_BYTES)?;
+    let tables = TablesRef { heap: cursor.section(heap_bytes, 1)?, ..tables };
+    if cursor.0.len() >= ALIGN_BYTES || cursor.0.iter().any(|b| *b != 0) {
+        return Err("bytes behind its last section".into());
+    }
+    let spans: std::result::Result<Vec<Span>, String> =
+        spans.chunks_exact(records::SPAN_BYTES).map(|r| read_span(Cursor(r))).collect();
+    Ok(LayerIndex { diff_id, tar_size, entries: read_entries(entries, &tables)?, spans: spans? })
+}
+
+fn read_entries(section: &[u8], tables: &TablesRef<'_>) -> std::result::Result<Vec<Entry>, String> {
+    let attributes = tables.read_attributes()?;
+    let records = section.chunks_exact(records::ENTRY_BYTES);
+    let mut entries = Vec::with_capacity(records.len());
+    let mut bytes: u64 = 0;
+    let mut next_chunk = 0;
+    for record in records {
+        let entry = tables.read_entry(Cursor(record), &attributes, &mut next_chunk)?;
+        // Shared names and attributes make a small file into any amount.
+        bytes = bytes.saturating_add(metadata_bytes(&entry));
+        if bytes > METADATA_BYTES_MAX {
+            return Err(format!("its entries take more than {METADATA_BYTES_MAX} bytes"));
+        }
+        entries.push(entry);
+    }
+    if next_chunk != tables.chunks.len() / records::CHUNK_BYTES {
+        return Err("chunks that belong to no entry".into());
+    }
+    Ok(entries)
+}
+
+/// Whether a file is one chunk that follows its header, as nearly all are: it needs no chunk
+/// record.
+fn is_contiguous(entry: &Entry) -> bool {
+    match &entry.kind {
+        EntryKind::Regular { size, chunks } => {
+            matches!(chunks.as_slice(), [chunk] if *chunk == records::contiguous(entry.offset, *size))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,203 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::layout::entry::{Attributes, Chunk, Time};
+use crate::layout::index::Codec;
+use crate::layout::range::ByteRange;
+
+const TAR_SIZE: u64 = 100_000;
+
+fn entry(path: &str, kind: EntryKind) -> Entry {
+    let attributes = Attributes {
+        mode: 0o644,
+        uid: 1000,
+        gid: u32::MAX,
+        mtime: Time { seconds: -2, nanos: 500_000_000 },
+        xattrs: vec![(b"user.a".to_vec(), b"\0\n".to_vec()), (b"user.b".to_vec(), vec![])],
+    };
+    Entry { path: path.into(), offset: 1024, kind, attributes }
+}
+
+/// One of each kind.
+fn small() -> LayerIndex {
+    let chunk = |file_offset, tar| Chunk { file_offset, tar };
+    let sparse =
+        vec![chunk(0, ByteRange::new(2048, 2050)), chunk(1 << 40, ByteRange::new(2050, 2060))];
+    let plain = vec![chunk(0, ByteRange::new(1536, 1546))];
+    let span = |blob, tar, codec| Span { blob, tar, codec, sha256: [7; 32] };
+    LayerIndex {
+        diff_id: Digest::sha256_of(b"tar"),
+        tar_size: TAR_SIZE,
+        entries: vec![
+            entry("", EntryKind::Directory),
+            entry("a/b", EntryKind::Regular { size: 10, chunks: plain }),
+            entry("a/\u{fc}", EntryKind::Regular { size: 1 << 41, chunks: sparse }),
+            entry("a/empty", EntryKind::Regular { size: 0, chunks: vec![] }),
+            entry("c", EntryKind::Symlink { target: b"../x/".to_vec() }),
+            entry("a/b/c", EntryKind::Hardlink { target: b"a/b".to_vec() }),
+            entry("d", EntryKind::CharDevice { major: u32::MAX, minor: 1 }),
+            entry("e", EntryKind::BlockDevice { major: 1, minor: u32::MAX }),
+            entry("f", EntryKind::Fifo),
+        ],
+        spans: vec![
+            span(ByteRange::new(0, 500), ByteRange::new(0, 1000), Codec::Gzip),
+            span(ByteRange::new(510, 600), ByteRange::new(1000, TAR_SIZE - 1), Codec::Zstd),
+            span(ByteRange::new(600, 601), ByteRange::new(TAR_SIZE - 1, TAR_SIZE), Codec::Stored),
+        ],
+    }
+}
+
+/// The checksum of a damaged index, made right: what a stranger would do.
+fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.truncate(bytes.len() - CHECKSUM_BYTES);
+    let checksum = Sha256::digest(&bytes);
+    bytes.extend_from_slice(&checksum);
+    bytes
+}
+
+#[test]
+fn an_index_is_decoded_as_it_was_encoded() {
+    let empty =
+        LayerIndex { diff_id: Digest::sha256_of(b""), tar_size: 0, entries: vec![], spans: vec![] };
+    let sha512 = LayerIndex { diff_id: Digest::Sha512([9; 64]), ..small() };
+    for index in [small(), sha512, empty] {
+        let bytes = encode(&index).unwrap();
+        assert_eq!(bytes.len() % ALIGN_BYTES, 0);
+        assert_eq!(decode(&bytes), Ok(index));
+    }
+}
+
+#[test]
+fn every_truncation_and_every_flip_is_refused() {
+    let bytes = encode(&small()).unwrap();
+    for size in 0..bytes.len() {
+        assert!(matches!(decode(&bytes[..size]), Err(Error::SavedIndex(_))), "{size}");
+    }
+    for at in 0..bytes.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= flip;
+            assert!(matches!(decode(&damaged), Err(Error::SavedIndex(_))), "{at}");
+        }
+    }
+    assert!(decode(&[bytes.as_slice(), &[0; 8]].concat()).is_err());
+}
+
+#[test]
+fn another_version_is_named() {
+    let mut bytes = encode(&small()).unwrap();
+    bytes[8] = 9;
+    let expected = "saved index: written by another version: 9, this is 1";
+    assert_eq!(decode(&bytes).map_err(|e| e.to_string()), Err(expected.into()));
+}
+
+#[test]
+fn what_a_stranger_sealed_is_valid_or_refused() {
+    let bytes = encode(&small()).unwrap();
+    for at in 12..bytes.len() - CHECKSUM_BYTES {
+        for flip in [0x01, 0x40, 0x80, 0xff] {
+            let mut changed = bytes.clone();
+            changed[at] ^= flip;
+            if let Ok(index) = decode(&resealed(changed)) {
+                assert_eq!(encode(&index).and_then(|bytes| decode(&bytes)), Ok(index), "{at}");
+            }
+        }
+    }
+    for size in 8..bytes.len() - CHECKSUM_BYTES {
+        let cut = resealed([&bytes[..size], &[0; CHECKSUM_BYTES]].concat());
+        assert!(decode(&cut).is_err(), "{size}");
+    }
+}
+
+#[test]
+fn an_index_that_breaks_a_rule_is_not_saved() {
+    let breaks: [fn(&mut LayerIndex); 12] = [
+        |index| index.tar_size += 1,
+        |index| index.spans[1].tar.start -= 1,
+        |index| index.spans[1].blob.start = 499,
+        |index| index.spans[2].blob.end += 1,
+        |index| index.entries[1].path = b"a/../b".to_vec(),
+        |index| index.entries[4].path = b"".to_vec(),
+        |index| index.entries[1].attributes.mode = 0o10000,
+        |index| index.entries[1].attributes.mtime.nanos = 1_000_000_000,
+        |index| index.entries[1].attributes.xattrs.reverse(),
+        |index| index.entries[4].kind = EntryKind::Symlink { target: vec![] },
+        |index| index.entries[5].kind = EntryKind::Hardlink { target: b"/a".to_vec() },
+        |index| {
+            let tar = ByteRange::new(TAR_SIZE - 1, TAR_SIZE + 1);
+            let chunks = vec![Chunk { file_offset: 0, tar }];
+            index.entries[1].kind = EntryKind::Regular { size: 10, chunks };
+        },
+    ];
+    for (n, break_rule) in breaks.iter().enumerate() {
+        let mut index = small();
+        break_rule(&mut index);
+        assert!(matches!(encode(&index), Err(Error::SavedIndex(_))), "{n}");
+    }
+}
+
+#[test]
+fn names_and_attributes_that_are_shared_are_saved_once() {
+    let file = |n: u64| {
+        let kind = EntryKind::Regular { size: 0, chunks: vec![] };
+        Entry { offset: n * 512, ..entry(&format!("usr/share/doc/p{}/copyright", n / 4), kind) }
+    };
+    let index = LayerIndex { entries: (0..4000).map(file).collect(), ..small() };
+    let bytes_per_entry = encode(&index).unwrap().len() / 4000;
+    assert!(bytes_per_entry <= records::ENTRY_BYTES + 6, "{bytes_per_entry}");
+}
+
+fn any_kind() -> impl Strategy<Value = EntryKind> {
+    let bytes = || prop::collection::vec(1u8..=255, 1..20);
+    prop_oneof![
+        Just(EntryKind::Directory),
+        Just(EntryKind::Fifo),
+        bytes().prop_map(|target| EntryKind::Symlink { target }),
+        "[a-z]{1,9}(/[a-z]{1,9}){0,3}"
+            .prop_map(|target| EntryKind::Hardlink { target: target.into_bytes() }),
+        any::<(u32, u32)>().prop_map(|(major, minor)| EntryKind::CharDevice { major, minor }),
+        any::<(u32, u32)>().prop_map(|(major, minor)| EntryKind::BlockDevice { major, minor }),
+        (prop::collection::vec((0u64..1000, 1u64..1000), 0..4), any::<u32>()).prop_map(
+            |(pieces, more)| {
+                let (mut at, mut chunks) = (0, Vec::new());
+                for (gap, len) in pieces {
+                    let tar = ByteRange::at(1024 + at, len);
+                    chunks.push(Chunk { file_offset: at + gap, tar });
+                    at += gap + len;
+                }
+                EntryKind::Regular { size: at + u64::from(more), chunks }
+            }
+        ),
+    ]
+}
+
+prop_compose! {
+    fn any_entry()(
+        path in "[a-z\u{fc} ]{1,9}(/[a-z]{1,9}){0,3}",
+        offset in any::<u64>(),
+        kind in any_kind(),
+        mode in 0u32..=0o7777,
+        uid in any::<u32>(),
+        seconds in any::<i64>(),
+        nanos in 0u32..1_000_000_000,
+        xattrs in prop::collection::btree_map(
+            prop::collection::vec(1u8..=255, 1..9),
+            prop::collection::vec(any::<u8>(), 0..30),
+            0..3,
+        ),
+    ) -> Entry {
+        let mtime = Time { seconds, nanos };
+        let xattrs = xattrs.into_iter().collect();
+        let attributes = Attributes { mode, uid, gid: uid / 2, mtime, xattrs };
+        Entry { path: path.into_bytes(), offset, kind, attributes }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_index_survives(entries in prop::collection::vec(any_entry(), 0..20)) {
+        let index = LayerIndex { entries, ..small() };
+        let bytes = encode(&index).unwrap();
+        prop_assert_eq!(decode(&bytes), Ok(index));
+    }
+}
