@@ -3,12 +3,24 @@
 //! One seam: [`Source`]. Retry, limits, recording and fault injection are each a `Source` around a
 //! `Source`.
 
+pub mod arrival;
 pub mod auth;
+pub mod cache;
 pub mod error;
+pub mod first_pass;
+pub mod flight;
+pub mod how;
+pub mod hydrate;
+pub mod image;
+pub mod layer;
+pub mod layout_dir;
 pub mod local;
 pub mod record;
 pub mod registry;
 pub mod retry;
+pub mod spans;
+pub mod sparse;
+pub mod store;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -17,6 +17,7 @@ pub mod merge;
 pub mod oci;
 pub mod pax;
 pub mod plan;
+pub mod provenance;
 pub mod range;
 pub mod reference;
 pub mod sparse;

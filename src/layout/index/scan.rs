@@ -66,6 +66,12 @@ impl Scanner {
         }
     }
 
+    /// A place to start decoding at, other than the beginning, has come by: the layer is stored, or
+    /// has several members or frames.
+    pub fn can_seek(&self) -> bool {
+        self.decoder.codec() == Some(Codec::Stored) || self.cuts.last.tar > 0
+    }
+
     /// Reads the next bytes of the blob; `sink` gets the uncompressed bytes in order.
     ///
     /// # Errors

@@ -1,0 +1,261 @@
+//! First contact with an unindexed layer: one pass over its blob that proves it and indexes it.
+//!
+//! Three threads a layer, connected by bounded queues: the arrival fetches, hashes and writes the
+//! blob; this module inflates and scans what is resident; a third thread hashes the uncompressed
+//! tar and, for a layer that cannot seek, writes it to a decoded file. Nothing is published before
+//! both the blob's digest and the DiffID were found right.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use super::arrival::{Arrival, Until};
+use super::cache::{Cache, read_exact_at};
+use super::error::{Error, ErrorKind, Result};
+use super::layer::{SPAN_DECODED_BYTES_MAX, is_seekable};
+use super::store::Store;
+use crate::layout::Digest;
+use crate::layout::digest::Hasher;
+use crate::layout::index::LayerIndex;
+use crate::layout::index::scan::{ScannedLayer, Scanner};
+use crate::layout::range::ByteRange;
+use crate::layout::tree::Layer;
+
+/// One read of the blob's file: large enough to amortise the call, small enough to overlap.
+const READ_BYTES: u64 = 256 << 10;
+
+/// Decoded pieces waiting for the hashing thread; they are at most some hundred KiB each.
+const QUEUED_PIECES: usize = 16;
+
+/// Whether the uncompressed layer is kept as a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Only if the layer cannot seek.
+    WhatHelps,
+    /// In any case: a decoded file is what the caller is after.
+    Decoded,
+}
+
+/// What a pass found.
+pub struct Pass {
+    /// The layer's index, saved in the cache already.
+    pub index: LayerIndex,
+    /// The uncompressed layer, if it was kept.
+    pub decoded: Option<File>,
+}
+
+/// Reads the whole of `layer` once. Tried once more when the bytes are wrong: they may be what an
+/// interrupted stream left, or a damaged local file.
+///
+/// # Errors
+/// The blob cannot be had, is not what its digests say, or is not a layer.
+pub async fn run(store: &Arc<Store>, layer: &Layer, keep: Keep) -> Result<Pass> {
+    match run_once(store, layer, keep).await {
+        Err(error) if error.kind == ErrorKind::DigestMismatch => {
+            tracing::warn!(layer = %layer.blob.digest, %error, "reading a layer once more");
+            run_once(store, layer, keep).await
+        }
+        other => other,
+    }
+}
+
+async fn run_once(store: &Arc<Store>, layer: &Layer, keep: Keep) -> Result<Pass> {
+    let arrival = store.arrival(&layer.blob).await?;
+    let (store, layer) = (store.clone(), layer.clone());
+    let handle = Handle::current();
+    let pass = move || scan_arrival(&handle, &store, &layer, &arrival, keep);
+    tokio::task::spawn_blocking(pass)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Local, format!("a first pass ended early: {e}")))?
+}
+
+fn scan_arrival(
+    handle: &Handle,
+    store: &Store,
+    layer: &Layer,
+    arrival: &Arrival,
+    keep: Keep,
+) -> Result<Pass> {
+    let named = |e: Error| e.context(format!("layer {}", layer.blob.digest));
+    let (pieces, queue) = sync_channel(QUEUED_PIECES);
+    let cache = store.cache().clone();
+    let hashing = std::thread::Builder::new()
+        .name("diffid".to_owned())
+        .spawn(move || hash_and_write(&cache, &queue))
+        .map_err(|e| Error::local("cannot start a thread", &e))?;
+    let mut sink = Sink::new(pieces, keep);
+    let scanned = scan(handle, store, arrival, &mut sink);
+    // The scan may have failed because the bytes are wrong: then that is the better message.
+    let proved = handle.block_on(arrival.wait(Until::Proved, store.deadline()));
+    drop(sink);
+    let hashed = hashing.join().map_err(|_| Error::new(ErrorKind::Local, "a thread panicked"))?;
+    proved.map_err(named)?;
+    let mut scanned = scanned.map_err(named)?;
+    let (diff_id, decoded) = hashed.map_err(named)?;
+    if diff_id != layer.diff_id {
+        let message = format!(
+            "layer {}: DiffID mismatch: the image configuration says {}, the layer has {diff_id}; \
+             the image is broken, build or push it again",
+            layer.blob.digest, layer.diff_id
+        );
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    hash_spans(&mut scanned, arrival)?;
+    let index = scanned.into_index(diff_id);
+    store.cache().save_index(&layer.blob.digest, &index)?;
+    let decoded = match decoded {
+        Some(file) if keep == Keep::Decoded || !is_seekable(&index.spans) => {
+            let handle = file.reopen().map_err(|e| Error::local("cannot open a layer", &e))?;
+            store.cache().publish_decoded(&diff_id, file)?;
+            Some(handle)
+        }
+        _ => None,
+    };
+    Ok(Pass { index, decoded })
+}
+
+/// Feeds the scanner with what is resident, as it comes.
+fn scan(
+    handle: &Handle,
+    store: &Store,
+    arrival: &Arrival,
+    sink: &mut Sink,
+) -> Result<ScannedLayer> {
+    let mut scanner = Scanner::new();
+    let mut at = 0;
+    while at < arrival.blob.size {
+        let resident = match arrival.progress().resident {
+            resident if resident > at => resident,
+            _ => {
+                handle.block_on(arrival.wait(Until::Resident(at + 1), store.deadline()))?;
+                arrival.progress().resident
+            }
+        };
+        let range = ByteRange::at(at, READ_BYTES.min(resident - at));
+        let bytes = read_exact_at(&arrival.file, range)?;
+        scanner.push(&bytes, &mut |piece| {
+            sink.take(piece);
+            Ok::<(), Error>(())
+        })?;
+        sink.decide(scanner.can_seek());
+        at = range.end;
+    }
+    scanner.finish(&mut |piece| {
+        sink.take(piece);
+        Ok(())
+    })
+}
+
+/// Digests of the stored bytes of every span, from the proved file. (One span: the blob's.)
+fn hash_spans(scanned: &mut ScannedLayer, arrival: &Arrival) -> Result<()> {
+    if let Digest::Sha256(whole) = arrival.blob.digest
+        && scanned.set_whole_sha256(whole)
+    {
+        return Ok(());
+    }
+    let blob = std::io::BufReader::with_capacity(
+        READ_BYTES as usize,
+        Positioned { file: &arrival.file, at: 0 },
+    );
+    scanned.hash_spans(blob).map_err(|e| Error::local("cannot read a proved blob", &e))
+}
+
+/// Reads a shared file from its start, whatever its own position is.
+struct Positioned<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl std::io::Read for Positioned<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read_at(out, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// A decoded piece for the hashing thread.
+struct Piece {
+    bytes: Bytes,
+    write: bool,
+}
+
+/// Passes decoded pieces on, and finds out whether they are worth a file: if the first
+/// [`SPAN_DECODED_BYTES_MAX`] bytes hold a seek point, the layer can seek, and they are not.
+struct Sink {
+    pieces: SyncSender<Piece>,
+    undecided: Vec<Bytes>,
+    undecided_bytes: u64,
+    write: Option<bool>,
+}
+
+impl Sink {
+    fn new(pieces: SyncSender<Piece>, keep: Keep) -> Self {
+        let write = (keep == Keep::Decoded).then_some(true);
+        Sink { pieces, undecided: Vec::new(), undecided_bytes: 0, write }
+    }
+
+    fn take(&mut self, piece: &[u8]) {
+        let bytes = Bytes::copy_from_slice(piece);
+        match self.write {
+            Some(write) => self.send(bytes, write),
+            None => {
+                self.undecided_bytes += bytes.len() as u64;
+                self.undecided.push(bytes);
+            }
+        }
+    }
+
+    fn decide(&mut self, can_seek: bool) {
+        let decided = can_seek || self.undecided_bytes > SPAN_DECODED_BYTES_MAX;
+        if self.write.is_none() && decided {
+            self.settle(!can_seek);
+        }
+    }
+
+    fn settle(&mut self, write: bool) {
+        self.write = Some(write);
+        for bytes in std::mem::take(&mut self.undecided) {
+            self.send(bytes, write);
+        }
+    }
+
+    /// A hashing thread that is gone has an error to tell; nothing more can be done here.
+    fn send(&self, bytes: Bytes, write: bool) {
+        let _ = self.pieces.send(Piece { bytes, write });
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if self.write.is_none() {
+            self.settle(false);
+        }
+    }
+}
+
+fn hash_and_write(
+    cache: &Cache,
+    queue: &Receiver<Piece>,
+) -> Result<(Digest, Option<tempfile::NamedTempFile>)> {
+    let mut hasher = Hasher::sha256();
+    let mut file: Option<tempfile::NamedTempFile> = None;
+    for piece in queue {
+        hasher.update(&piece.bytes);
+        if !piece.write {
+            continue;
+        }
+        let out = match &mut file {
+            Some(file) => file,
+            none => none.insert(cache.create_decoded()?),
+        };
+        out.write_all(&piece.bytes)
+            .map_err(|e| Error::local("cannot write a decoded layer to the cache", &e))?;
+    }
+    Ok((hasher.finish(), file))
+}

@@ -1,0 +1,59 @@
+//! How a layer will be read: said before it is read, so that nobody is lazily surprised.
+
+use super::cache::Cache;
+use super::error::Result;
+use super::store::Store;
+use crate::layout::tree::Layer;
+
+/// How the bytes of one layer come to a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// Blob (or decoded layer) and index are local: no request.
+    Local,
+    /// The index is local, so only the spans that are read are fetched.
+    OwnIndex,
+    /// The index is local, but the layer has no place to start decoding at but its beginning: the
+    /// first read of its content fetches it whole.
+    WholeOnFirstRead,
+    /// Nothing is known yet: one pass over the whole layer, once.
+    OnePass,
+    /// As [`How::OnePass`], from a local blob: no request.
+    OnePassLocal,
+}
+
+impl How {
+    /// What the store would do for `layer` now.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn of(store: &Store, layer: &Layer) -> Result<How> {
+        let cache: &Cache = store.cache();
+        let local = store.open_local(&layer.blob)?.is_some();
+        let Some(index) = cache.load_index(&layer.blob.digest)? else {
+            return Ok(if local { How::OnePassLocal } else { How::OnePass });
+        };
+        let decoded = cache.open_decoded(&layer.diff_id, index.tar_size)?.is_some();
+        Ok(match (local || decoded, super::layer::is_seekable(&index.spans)) {
+            (true, _) => How::Local,
+            (false, true) => How::OwnIndex,
+            (false, false) => How::WholeOnFirstRead,
+        })
+    }
+
+    /// Reading needs no more of the layer than what is read.
+    pub fn is_lazy(self) -> bool {
+        matches!(self, How::Local | How::OwnIndex)
+    }
+
+    /// For people; `size` is the layer's, already formatted.
+    pub fn describe(self, size: &str) -> String {
+        match self {
+            How::Local => "local".to_owned(),
+            How::OwnIndex => "lazy, by own index".to_owned(),
+            How::WholeOnFirstRead => format!("indexed; its first read fetches all {size}"),
+            How::OnePass => format!("needs one pass of {size}"),
+            How::OnePassLocal => format!("local; needs one pass of {size}"),
+        }
+    }
+}

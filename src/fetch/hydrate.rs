@@ -1,0 +1,67 @@
+//! Fills a sparse layout in place: every blob of its image, proved before it has its name.
+
+use std::path::Path;
+
+use super::cache::read_exact_at;
+use super::error::{Error, Result};
+use super::image::Image;
+use super::layout_dir::{blob_path, is_present};
+use super::store::Store;
+use crate::layout::Blob;
+use crate::layout::range::ByteRange;
+
+/// One copy step; large enough that the calls do not count.
+const COPY_BYTES: u64 = 4 << 20;
+
+/// The blobs of the image that its layout directory lacks, each once: layers, and a manifest or
+/// configuration that came from elsewhere.
+pub fn missing(image: &Image) -> Vec<Blob> {
+    let documents = [image.descriptor.blob, image.manifest.config.blob];
+    let mut blobs: Vec<Blob> = Vec::new();
+    for blob in documents.into_iter().chain(image.manifest.layers.iter().map(|l| l.blob)) {
+        if !is_present(&image.selected.directory, &blob) && !blobs.contains(&blob) {
+            blobs.push(blob);
+        }
+    }
+    blobs
+}
+
+/// Brings `blob` into the layout directory. What was fetched before (by a mount, or by a run that
+/// was interrupted) is not fetched again.
+///
+/// # Errors
+/// The blob cannot be had, is not what its digest says, or cannot be written.
+pub async fn bring(store: &Store, directory: &Path, blob: &Blob) -> Result<()> {
+    let arrival = store.proved(blob, store.deadline()).await?;
+    let (directory, blob) = (directory.to_owned(), *blob);
+    let copy = move || copy(&arrival.file, &directory, &blob);
+    tokio::task::spawn_blocking(copy)
+        .await
+        .map_err(|e| Error::new(super::ErrorKind::Local, format!("a copy ended early: {e}")))?
+}
+
+fn copy(from: &std::fs::File, directory: &Path, blob: &Blob) -> Result<()> {
+    let to = blob_path(directory, &blob.digest);
+    let failed = |e: &std::io::Error| Error::local(format!("cannot write {}", to.display()), e);
+    let parent = to.parent().unwrap_or(directory);
+    std::fs::create_dir_all(parent).map_err(|e| failed(&e))?;
+    let mut new = tempfile::Builder::new()
+        .prefix(".layoutfs-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(parent)
+        .map_err(|e| failed(&e))?;
+    let mut hasher = blob.digest.hasher();
+    let mut at = 0;
+    while at < blob.size {
+        let range = ByteRange::at(at, COPY_BYTES.min(blob.size - at));
+        let bytes = read_exact_at(from, range)?;
+        hasher.update(&bytes);
+        std::io::Write::write_all(&mut new, &bytes).map_err(|e| failed(&e))?;
+        at = range.end;
+    }
+    // What the cache has kept for a while is proved anew before it leaves it.
+    blob.digest.compare(hasher).map_err(|e| Error::from(e).context("the cached blob"))?;
+    new.as_file().sync_data().map_err(|e| failed(&e))?;
+    new.persist(&to).map_err(|e| failed(&e.error))?;
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! An image in a layout directory: its documents, local ones first, each proved.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, ErrorKind, Result};
+use super::layout_dir::{read_blob_document, read_document};
+use super::store::Store;
+use crate::layout::entry::Time;
+use crate::layout::oci::{
+    self, Descriptor, Document, ImageConfig, ImageIndex, Manifest, NESTED_INDEXES_MAX, Platform,
+};
+use crate::layout::tree::Layer;
+use crate::layout::view::Documents;
+
+/// The annotation of `index.json` in which `sparse` records where the image came from:
+/// `registry/repository`. (Not in the manifest: its digest stays the registry's.)
+pub const SOURCE_ANNOTATION: &str = "dev.layoutfs.source";
+
+/// A layout directory whose `index.json` was read, and the image in it that is meant.
+#[derive(Debug, Clone)]
+pub struct Selected {
+    /// The layout directory.
+    pub directory: PathBuf,
+    /// The bytes of `oci-layout`.
+    pub oci_layout: Vec<u8>,
+    /// The bytes of `index.json`.
+    pub index_bytes: Vec<u8>,
+    /// The same, parsed.
+    pub index: ImageIndex,
+    /// The manifest, or a nested index to choose from.
+    pub descriptor: Descriptor,
+}
+
+/// An image whose manifest and configuration are here and proved.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Where it was selected.
+    pub selected: Selected,
+    /// The manifest's descriptor.
+    pub descriptor: Descriptor,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The configuration.
+    pub config: ImageConfig,
+}
+
+impl Selected {
+    /// Reads `directory` and selects the image that `reference` names (see
+    /// [`oci::choose_image`]).
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no layout, [`ErrorKind::Invalid`] when it is not one
+    /// or has no such image.
+    pub fn open(directory: &Path, reference: Option<&str>, platform: &Platform) -> Result<Self> {
+        let named = |e: crate::layout::Error| Error::from(e).context(directory.display());
+        let read = |name: &str| -> Result<Vec<u8>> {
+            read_document(&directory.join(name))?.ok_or_else(|| {
+                let message = format!(
+                    "{}: no file {name}: not an OCI image layout (`layoutfs sparse` makes one)",
+                    directory.display()
+                );
+                let is_there = directory.is_dir();
+                Error::new(if is_there { ErrorKind::Invalid } else { ErrorKind::NotFound }, message)
+            })
+        };
+        let oci_layout = read("oci-layout")?;
+        oci::parse_oci_layout(&oci_layout).map_err(named)?;
+        let index_bytes = read("index.json")?;
+        let index = ImageIndex::parse("index.json", &index_bytes).map_err(named)?;
+        let descriptor = oci::choose_image(&index, reference, platform).map_err(named)?.clone();
+        Ok(Selected { directory: directory.to_owned(), oci_layout, index_bytes, index, descriptor })
+    }
+
+    /// Where `sparse` recorded that the image came from: `registry/repository`.
+    pub fn recorded_source(&self) -> Option<&str> {
+        self.descriptor.annotations.get(SOURCE_ANNOTATION).map(String::as_str)
+    }
+}
+
+impl Image {
+    /// Brings manifest and configuration, following nested indexes by `platform`.
+    ///
+    /// # Errors
+    /// A document cannot be had, is not what its digest says, or is not an image.
+    pub async fn load(store: &Store, selected: Selected, platform: &Platform) -> Result<Self> {
+        let mut descriptor = selected.descriptor.clone();
+        for _ in 0..=NESTED_INDEXES_MAX {
+            let bytes = document(store, &selected.directory, &descriptor).await?;
+            match oci::parse_document(&descriptor, &bytes)? {
+                Document::Index(index) => {
+                    let chosen = oci::choose_platform(&index.manifests, platform);
+                    descriptor = chosen.map_err(Error::from)?.clone();
+                }
+                Document::Manifest(manifest) => {
+                    let bytes = document(store, &selected.directory, &manifest.config).await?;
+                    let config = ImageConfig::parse(&manifest.config, &bytes)?;
+                    return Ok(Image { selected, descriptor, manifest: *manifest, config });
+                }
+            }
+        }
+        let message = format!("more than {NESTED_INDEXES_MAX} image indexes inside each other");
+        Err(Error::new(ErrorKind::Invalid, message))
+    }
+
+    /// The layers of the rootfs, lowest first.
+    ///
+    /// # Errors
+    /// Manifest and configuration disagree, or a layer is not a tar.
+    pub fn layers(&self) -> Result<Vec<Layer>> {
+        Ok(oci::rootfs_layers(&self.manifest, &self.config)?)
+    }
+
+    /// Every document that `index.json` leads to, as far as it can be had: what the layout view
+    /// shows the blobs of. One that cannot be had is named in the log, and is itself shown.
+    pub async fn documents(&self, store: &Store) -> Documents {
+        let mut documents = BTreeMap::new();
+        let mut seen = HashSet::new();
+        let mut queue: Vec<(Descriptor, usize)> =
+            self.selected.index.manifests.iter().map(|d| (d.clone(), 0)).collect();
+        while let Some((descriptor, depth)) = queue.pop() {
+            if !oci::is_document(&descriptor) || !seen.insert(descriptor.blob.digest) {
+                continue;
+            }
+            let bytes = match document(store, &self.selected.directory, &descriptor).await {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    let digest = descriptor.blob.digest;
+                    tracing::warn!(%digest, %error, "showing a manifest without its blobs");
+                    continue;
+                }
+            };
+            match oci::parse_document(&descriptor, &bytes) {
+                Ok(Document::Index(index)) if depth < NESTED_INDEXES_MAX => {
+                    queue.extend(index.manifests.into_iter().map(|d| (d, depth + 1)));
+                }
+                Ok(Document::Manifest(manifest)) => {
+                    let config = &manifest.config;
+                    if let Ok(Some(bytes)) = local_document(&self.selected.directory, config) {
+                        documents.insert(config.blob.digest, bytes.into());
+                    }
+                }
+                Ok(Document::Index(_)) => {}
+                Err(error) => {
+                    let digest = descriptor.blob.digest;
+                    tracing::warn!(%digest, %error, "showing a document that is no manifest");
+                }
+            }
+            documents.insert(descriptor.blob.digest, bytes.into());
+        }
+        Documents {
+            oci_layout: self.selected.oci_layout.as_slice().into(),
+            index: self.selected.index_bytes.as_slice().into(),
+            blobs: documents,
+            mtime: Time::default(),
+        }
+    }
+}
+
+fn local_document(directory: &Path, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
+    match &descriptor.data {
+        Some(data) => Ok(Some(data.clone())),
+        None => read_blob_document(directory, &descriptor.blob),
+    }
+}
+
+/// The bytes of a document, proved: from its descriptor, the layout, the cache or the source.
+async fn document(store: &Store, directory: &Path, descriptor: &Descriptor) -> Result<Vec<u8>> {
+    match local_document(directory, descriptor) {
+        Ok(Some(bytes)) => return Ok(bytes),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "a local document is damaged, fetching it"),
+    }
+    let name = format!("manifest {}", descriptor.blob.digest);
+    oci::check_size(&name, descriptor.blob.size)?;
+    let arrival = store.proved(&descriptor.blob, store.deadline()).await?;
+    let all = crate::layout::range::ByteRange::new(0, descriptor.blob.size);
+    super::cache::read_exact_at(&arrival.file, all)
+}

@@ -1,0 +1,302 @@
+//! `LayerReader`: proved bytes of one uncompressed layer.
+//!
+//! A layer whose spans are small is decoded span by span, each proved by its own digest. A layer
+//! that cannot seek is decoded once into a file, which is proved as a whole. Reading chooses
+//! between them by the spans alone.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+
+use super::arrival::crop;
+use super::cache::{Part, read_exact_at};
+use super::error::{Error, ErrorKind, Result};
+use super::flight::Flights;
+use super::store::Store;
+use super::{Deadline, first_pass};
+use crate::layout::index::{LayerIndex, Span};
+use crate::layout::range::{ByteRange, RangeSet};
+use crate::layout::tree::Layer;
+use crate::layout::{codec, plan};
+
+/// A span that decodes to more than this is too dear to decode for one read: its layer is decoded
+/// into a file instead. Our own spans are 1 MiB, SOCI's 4 MiB.
+pub const SPAN_DECODED_BYTES_MAX: u64 = 8 << 20;
+
+/// Bytes between two spans that are fetched along rather than asked for separately.
+const GAP_BYTES: u64 = 256 << 10;
+
+/// The longest single request for spans.
+const REQUEST_BYTES_MAX: u64 = 4 << 20;
+
+/// Reads one uncompressed layer.
+pub struct LayerReader {
+    store: Arc<Store>,
+    layer: Layer,
+    /// Without its entries: reading needs only spans.
+    index: LayerIndex,
+    seekable: bool,
+    decoded: OnceLock<Arc<File>>,
+    decoding: Flights<()>,
+    fetching: Flights<usize>,
+    part: Mutex<Option<Part>>,
+}
+
+impl LayerReader {
+    /// A reader of `layer`, whose index is known. `decoded` is the decoded file, if it is here.
+    pub fn new(
+        store: Arc<Store>,
+        layer: Layer,
+        index: &LayerIndex,
+        decoded: Option<File>,
+    ) -> Result<Self> {
+        let seekable = is_seekable(&index.spans);
+        let decoded = match decoded {
+            Some(file) => Some(file),
+            None if seekable => None,
+            None => store.cache().open_decoded(&layer.diff_id, index.tar_size)?,
+        };
+        Ok(LayerReader {
+            seekable,
+            index: LayerIndex { entries: Vec::new(), spans: index.spans.clone(), ..*index },
+            decoded: decoded.map(|f| OnceLock::from(Arc::new(f))).unwrap_or_default(),
+            decoding: Flights::default(),
+            fetching: Flights::default(),
+            part: Mutex::default(),
+            store,
+            layer,
+        })
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> &Layer {
+        &self.layer
+    }
+
+    /// Reads `tar` into `out` (of the same length) if that needs neither the network nor decoding.
+    /// `None`: it does; use [`LayerReader::read`].
+    pub fn read_now(&self, tar: ByteRange, out: &mut [u8]) -> Option<Result<()>> {
+        if let Some(file) = self.decoded.get() {
+            let read = file.read_exact_at(out, tar.start);
+            return Some(read.map_err(|e| self.local("cannot read a decoded layer", &e)));
+        }
+        for i in self.index.spans_for(tar) {
+            let decoded = self.store.spans.get(&(self.layer.blob.digest, i))?;
+            copy_overlap(&self.index.spans[i], &decoded, tar, out);
+        }
+        Some(Ok(()))
+    }
+
+    /// Reads `tar`, fetching and decoding what is missing.
+    ///
+    /// # Errors
+    /// The bytes cannot be had, or are not what their digest says.
+    pub async fn read(self: &Arc<Self>, tar: ByteRange, deadline: Deadline) -> Result<Bytes> {
+        if tar.end > self.index.tar_size {
+            let message =
+                format!("range {tar} is outside of a layer of {} bytes", self.index.tar_size);
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let mut out = BytesMut::zeroed(tar.len() as usize);
+        if let Some(read) = self.read_now(tar, &mut out) {
+            return read.map(|()| out.freeze());
+        }
+        if !self.seekable {
+            let file = self.decode_whole(deadline).await?;
+            let read = tokio::task::spawn_blocking(move || read_exact_at(&file, tar));
+            let bytes = read.await.map_err(|e| Error::new(ErrorKind::Local, e.to_string()))??;
+            return Ok(bytes.into());
+        }
+        let wanted: Vec<usize> = self.index.spans_for(tar).collect();
+        for (i, decoded) in self.decode_spans(&wanted, deadline).await? {
+            copy_overlap(&self.index.spans[i], &decoded, tar, &mut out);
+        }
+        Ok(out.freeze())
+    }
+
+    /// The decoded file: made once, by a pass over the whole blob.
+    async fn decode_whole(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<File>> {
+        // The pass renews its own deadline with every byte that arrives; see `first_pass`.
+        let _ = deadline;
+        let _alone = self.decoding.enter(()).await;
+        if let Some(file) = self.decoded.get() {
+            return Ok(file.clone());
+        }
+        let file =
+            match self.store.cache().open_decoded(&self.layer.diff_id, self.index.tar_size)? {
+                Some(file) => file,
+                None => {
+                    let pass = first_pass::run(&self.store, &self.layer, first_pass::Keep::Decoded);
+                    pass.await?.decoded.ok_or_else(|| {
+                        Error::new(ErrorKind::Invalid, "a layer changed between two passes")
+                    })?
+                }
+            };
+        Ok(self.decoded.get_or_init(|| Arc::new(file)).clone())
+    }
+
+    /// The decoded spans `wanted` (ascending), from memory, disk or the source.
+    async fn decode_spans(
+        self: &Arc<Self>,
+        wanted: &[usize],
+        deadline: Deadline,
+    ) -> Result<Vec<(usize, Bytes)>> {
+        // Entered in ascending order by everyone, so that no two wait for each other.
+        let mut alone = Vec::new();
+        for &i in wanted {
+            alone.push(self.fetching.enter(i).await);
+        }
+        let key = |i| (self.layer.blob.digest, i);
+        let (mut decoded, mut missing) = (Vec::new(), Vec::new());
+        for &i in wanted {
+            match self.store.spans.get(&key(i)) {
+                Some(bytes) => decoded.push((i, bytes)),
+                None => missing.push(i),
+            }
+        }
+        for (i, bytes) in self.stored_spans(&missing, deadline).await? {
+            let span = self.index.spans[i].clone();
+            let decode =
+                move || codec::decode_span(span.codec, &bytes, span.tar.len()).map(Bytes::from);
+            let plain = tokio::task::spawn_blocking(decode)
+                .await
+                .map_err(|e| Error::new(ErrorKind::Local, e.to_string()))??;
+            self.store.spans.put(key(i), plain.clone());
+            decoded.push((i, plain));
+        }
+        Ok(decoded)
+    }
+
+    /// The proved stored bytes of the spans `wanted`: local ones first, the rest in few requests.
+    async fn stored_spans(
+        &self,
+        wanted: &[usize],
+        deadline: Deadline,
+    ) -> Result<Vec<(usize, Bytes)>> {
+        let mut stored = Vec::new();
+        let mut missing = Vec::new();
+        for &i in wanted {
+            match self.local_span(i)? {
+                Some(bytes) => stored.push((i, bytes)),
+                None => missing.push(i),
+            }
+        }
+        let ranges: Vec<ByteRange> = missing.iter().map(|&i| self.index.spans[i].blob).collect();
+        let mut pieces = Vec::new();
+        for request in plan::plan_fetch(&ranges, &RangeSet::new(), GAP_BYTES, REQUEST_BYTES_MAX) {
+            pieces.push((request, self.fetch(request, deadline.renewed()).await?));
+        }
+        for i in missing {
+            let span = &self.index.spans[i];
+            let bytes = assemble(span.blob, &pieces);
+            self.prove(span, &bytes)?;
+            self.keep(span.blob, &bytes);
+            stored.push((i, bytes));
+        }
+        Ok(stored)
+    }
+
+    async fn fetch(&self, range: ByteRange, deadline: Deadline) -> Result<Bytes> {
+        let blob = &self.layer.blob;
+        let source = self.store.source()?;
+        let mut body = source.read(blob, range, deadline).await?;
+        let mut bytes = BytesMut::with_capacity(range.len() as usize);
+        crop(&mut body, range, |piece| {
+            bytes.extend_from_slice(&piece);
+            std::future::ready(Ok(()))
+        })
+        .await?;
+        Ok(bytes.freeze())
+    }
+
+    fn prove(&self, span: &Span, bytes: &[u8]) -> Result<()> {
+        let expected = crate::layout::Digest::Sha256(span.sha256);
+        expected.verify(bytes).map_err(|e| {
+            Error::from(e).context(format!("layer {}, bytes {}", self.layer.blob.digest, span.blob))
+        })
+    }
+
+    /// The span from a local file, if it is there and right. Wrong bytes are named, and fetched.
+    fn local_span(&self, i: usize) -> Result<Option<Bytes>> {
+        let span = &self.index.spans[i];
+        let local = match self.store.open_local(&self.layer.blob)? {
+            Some(file) => Some(read_exact_at(&file, span.blob)?),
+            None => self.resident_span(span)?,
+        };
+        let Some(bytes) = local else { return Ok(None) };
+        match self.prove(span, &bytes) {
+            Ok(()) => Ok(Some(bytes.into())),
+            Err(error) => {
+                tracing::warn!(%error, "local bytes are damaged, fetching them again");
+                Ok(None)
+            }
+        }
+    }
+
+    fn resident_span(&self, span: &Span) -> Result<Option<Vec<u8>>> {
+        let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        if part.is_none() {
+            *part = Some(self.store.cache().open_part(&self.layer.blob)?);
+        }
+        match &*part {
+            Some(part) if part.resident.contains(span.blob) => {
+                read_exact_at(&part.file, span.blob).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Keeps proved bytes on disk. Failing to is no reason to fail the read.
+    fn keep(&self, range: ByteRange, bytes: &[u8]) {
+        let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(part) = &mut *part else { return };
+        let kept = part
+            .file
+            .write_all_at(bytes, range.start)
+            .map_err(|e| Error::local("cannot write to the cache", &e))
+            .and_then(|()| part.mark_resident(range));
+        if let Err(error) = kept {
+            tracing::warn!(%error, "reading on without keeping bytes on disk");
+        }
+    }
+
+    fn local(&self, doing: &str, error: &std::io::Error) -> Error {
+        Error::local(format!("layer {}: {doing}", self.layer.blob.digest), error)
+    }
+}
+
+/// The bytes of `wanted` out of fetched pieces (ascending), which together contain them.
+fn assemble(wanted: ByteRange, pieces: &[(ByteRange, Bytes)]) -> Bytes {
+    let mut out = BytesMut::with_capacity(wanted.len() as usize);
+    for (range, bytes) in pieces {
+        let both = range.intersection(&wanted);
+        if both.is_empty() {
+            continue;
+        }
+        let slice = (both.start - range.start) as usize..(both.end - range.start) as usize;
+        if both == wanted {
+            return bytes.slice(slice);
+        }
+        out.extend_from_slice(&bytes[slice]);
+    }
+    out.freeze()
+}
+
+/// Every span is small enough to be decoded for one read.
+pub fn is_seekable(spans: &[Span]) -> bool {
+    spans.iter().all(|s| s.tar.len() <= SPAN_DECODED_BYTES_MAX)
+}
+
+/// Copies what `span` (decoded) has of `tar` to its place in `out`.
+fn copy_overlap(span: &Span, decoded: &[u8], tar: ByteRange, out: &mut [u8]) {
+    let both = span.tar.intersection(&tar);
+    if both.is_empty() {
+        return;
+    }
+    let from = (both.start - span.tar.start) as usize;
+    let to = (both.start - tar.start) as usize;
+    let len = both.len() as usize;
+    out[to..to + len].copy_from_slice(&decoded[from..from + len]);
+}

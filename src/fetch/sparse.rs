@@ -1,0 +1,238 @@
+//! Writes sparse layouts: index, manifest and configuration, original bytes, no layer.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde_json::json;
+
+use super::error::{Error, ErrorKind, Result};
+use super::image::SOURCE_ANNOTATION;
+use super::layout_dir::blob_path;
+use crate::layout::oci::{self, Manifest};
+use crate::layout::{Blob, Digest};
+
+/// The file `oci-layout`, as every writer has it (image-spec `image-layout.md`).
+const OCI_LAYOUT: &str = "{\"imageLayoutVersion\": \"1.0.0\"}";
+
+/// The DiffID of a layer without entries: 1024 zero bytes.
+pub const EMPTY_LAYER_DIFF_ID: &str =
+    "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
+
+/// An image without its layers.
+#[derive(Debug, Clone)]
+pub struct SparseImage {
+    /// The manifest's bytes, as the registry has them.
+    pub manifest: Vec<u8>,
+    /// Its media type.
+    pub media_type: String,
+    /// The configuration's bytes.
+    pub config: Vec<u8>,
+    /// The configuration's digest and size.
+    pub config_blob: Blob,
+    /// The bare tag, if it was named by one.
+    pub tag: Option<String>,
+    /// Where it came from: `registry/repository`.
+    pub source: String,
+}
+
+impl SparseImage {
+    /// The manifest's digest and size.
+    pub fn manifest_blob(&self) -> Blob {
+        Blob { digest: Digest::sha256_of(&self.manifest), size: self.manifest.len() as u64 }
+    }
+
+    /// `index.json`: exactly this manifest. (The lifecycle takes no layout with two.)
+    fn index(&self) -> Vec<u8> {
+        let blob = self.manifest_blob();
+        let mut annotations = serde_json::Map::new();
+        if let Some(tag) = &self.tag {
+            annotations.insert("org.opencontainers.image.ref.name".to_owned(), json!(tag));
+        }
+        annotations.insert(SOURCE_ANNOTATION.to_owned(), json!(self.source));
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": oci::OCI_INDEX,
+            "manifests": [{
+                "mediaType": self.media_type,
+                "size": blob.size,
+                "digest": blob.digest.to_string(),
+                "annotations": annotations,
+            }],
+        });
+        index.to_string().into_bytes()
+    }
+
+    /// Writes the layout to `directory`, atomically: it is there as a whole or not at all. A layout
+    /// that is there already is replaced, and keeps those layers of its own that the new manifest
+    /// refers to; one that says the same is left alone. `more` are further blobs to write.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for a directory that holds something else; local trouble.
+    pub fn write(&self, directory: &Path, more: &[(Blob, Vec<u8>)]) -> Result<()> {
+        let manifest = self.manifest_blob();
+        let blobs: Vec<(Blob, &[u8])> =
+            [(manifest, &*self.manifest), (self.config_blob, &*self.config)]
+                .into_iter()
+                .chain(more.iter().map(|(blob, bytes)| (*blob, &**bytes)))
+                .collect();
+        let index = self.index();
+        if is_written(directory, &index, &blobs) {
+            return Ok(());
+        }
+        check_replaceable(directory)?;
+        let parent = match directory.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let failed = |e: &std::io::Error| cannot_write(directory, e);
+        std::fs::create_dir_all(&parent).map_err(|e| failed(&e))?;
+        let new = tempfile::Builder::new()
+            .prefix(".layoutfs-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .tempdir_in(&parent)
+            .map_err(|e| failed(&e))?;
+        for (blob, bytes) in &blobs {
+            write_file(&blob_path(new.path(), &blob.digest), bytes)?;
+        }
+        self.keep_layers(directory, new.path())?;
+        write_file(&new.path().join("oci-layout"), OCI_LAYOUT.as_bytes())?;
+        write_file(&new.path().join("index.json"), &index)?;
+        put_in_place(new, directory)
+    }
+
+    /// Layers that a former hydrate left in `old`: linked into `new`, not copied.
+    fn keep_layers(&self, old: &Path, new: &Path) -> Result<()> {
+        if !old.join("blobs").is_dir() {
+            return Ok(());
+        }
+        let manifest = Manifest::parse("manifest", &self.manifest)?;
+        for layer in &manifest.layers {
+            let (from, to) =
+                (blob_path(old, &layer.blob.digest), blob_path(new, &layer.blob.digest));
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent).map_err(|e| cannot_write(&to, &e))?;
+            }
+            match std::fs::hard_link(&from, &to) {
+                Err(e) if !is_absent_or_there(&e) => return Err(cannot_write(&to, &e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_absent_or_there(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{AlreadyExists, NotFound};
+    matches!(error.kind(), NotFound | AlreadyExists)
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> Error {
+    Error::local(format!("cannot write {}", path.display()), error)
+}
+
+fn is_written(directory: &Path, index: &[u8], blobs: &[(Blob, &[u8])]) -> bool {
+    let same = |path: PathBuf, bytes: &[u8]| std::fs::read(path).is_ok_and(|is| is == bytes);
+    same(directory.join("index.json"), index)
+        && same(directory.join("oci-layout"), OCI_LAYOUT.as_bytes())
+        && blobs.iter().all(|(blob, bytes)| same(blob_path(directory, &blob.digest), bytes))
+}
+
+/// Only what is a layout, or empty, or absent, is replaced.
+fn check_replaceable(directory: &Path) -> Result<()> {
+    let Ok(mut entries) = std::fs::read_dir(directory) else { return Ok(()) };
+    if directory.join("index.json").is_file() || entries.next().is_none() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is neither empty nor an image layout: choose another directory",
+        directory.display()
+    );
+    Err(Error::new(ErrorKind::Usage, message))
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |e: &std::io::Error| cannot_write(path, e);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| failed(&e))?;
+    }
+    std::fs::write(path, bytes).map_err(|e| failed(&e))
+}
+
+/// Renames, or exchanges names with what is there, which then goes.
+fn put_in_place(new: tempfile::TempDir, directory: &Path) -> Result<()> {
+    match renameat_with(CWD, new.path(), CWD, directory, RenameFlags::EXCHANGE) {
+        // The former layout now has the temporary name, and is removed with it.
+        Ok(()) => new.close().map_err(|e| cannot_write(directory, &e)),
+        Err(rustix::io::Errno::NOENT) => {
+            let path = new.keep();
+            std::fs::rename(&path, directory).map_err(|e| {
+                let _ = std::fs::remove_dir_all(&path);
+                cannot_write(directory, &e)
+            })
+        }
+        Err(e) => Err(cannot_write(directory, &e.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(tag: &str) -> SparseImage {
+        let config = b"{}".to_vec();
+        let config_blob = Blob { digest: Digest::sha256_of(&config), size: 2 };
+        let layer = Digest::sha256_of(b"layer");
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": oci::OCI_MANIFEST,
+            "config": {"mediaType": oci::OCI_CONFIG, "size": 2,
+                       "digest": config_blob.digest.to_string()},
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "size": 5,
+                        "digest": layer.to_string()}],
+        });
+        SparseImage {
+            manifest: manifest.to_string().into_bytes(),
+            media_type: oci::OCI_MANIFEST.to_owned(),
+            config,
+            config_blob,
+            tag: Some(tag.to_owned()),
+            source: "localhost:5000/a/b".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_layout_is_replaced_as_a_whole_and_keeps_its_layers() {
+        let base = tempfile::tempdir().expect("a directory");
+        let directory = base.path().join("x/y/layout");
+        image("v1").write(&directory, &[]).expect("written");
+        let layer = blob_path(&directory, &Digest::sha256_of(b"layer"));
+        assert!(!layer.exists());
+        std::fs::write(&layer, b"layer").expect("hydrated");
+        image("v2").write(&directory, &[]).expect("replaced");
+        assert_eq!(std::fs::read(&layer).expect("kept"), b"layer");
+        let index = std::fs::read_to_string(directory.join("index.json")).expect("index");
+        assert!(index.contains("\"v2\"") && !index.contains("\"v1\""));
+        let names = std::fs::read_dir(directory.parent().expect("parent")).expect("listing");
+        assert_eq!(names.count(), 1, "nothing temporary stays");
+    }
+
+    #[test]
+    fn a_directory_with_other_content_is_refused() {
+        let base = tempfile::tempdir().expect("a directory");
+        std::fs::write(base.path().join("precious"), b"x").expect("written");
+        let error = image("v1").write(base.path(), &[]).expect_err("refused");
+        assert_eq!(error.kind, ErrorKind::Usage);
+        assert!(base.path().join("precious").exists());
+    }
+
+    #[test]
+    fn writing_the_same_again_touches_nothing() {
+        let base = tempfile::tempdir().expect("a directory");
+        let directory = base.path().join("layout");
+        image("v1").write(&directory, &[]).expect("written");
+        let inode = |p: &Path| std::os::unix::fs::MetadataExt::ino(&p.metadata().expect("stat"));
+        let before = inode(&directory);
+        image("v1").write(&directory, &[]).expect("again");
+        assert_eq!(inode(&directory), before);
+    }
+}

@@ -1,0 +1,214 @@
+//! The order in which blobs are looked for: local layout, cache, registry. Nothing else.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::arrival::{Arrival, Progress, Until};
+use super::cache::{Cache, StreamLock};
+use super::error::{Error, ErrorKind, Result};
+use super::flight::Flights;
+use super::spans::Spans;
+use super::{Deadline, Source};
+use crate::layout::{Blob, Digest};
+
+/// How often a process that waits for another one's stream looks again.
+const OTHER_STREAM_POLL: Duration = Duration::from_millis(50);
+
+/// How a store is put together.
+pub struct Config {
+    /// The cache that everything fetched goes to.
+    pub cache: Cache,
+    /// The image layout directory whose own blobs are preferred.
+    pub layout_dir: Option<PathBuf>,
+    /// Where missing bytes come from; `None`: nowhere (`--offline`, or nothing recorded).
+    pub source: Option<Arc<dyn Source>>,
+    /// Why there is no source, for the error.
+    pub no_source: Error,
+    /// The longest wait without a byte.
+    pub stall: Duration,
+    /// Bytes of decoded spans kept in memory.
+    pub spans_bytes_max: usize,
+}
+
+/// Blobs by digest, wherever they are.
+pub struct Store {
+    config: Config,
+    /// Decoded spans of all layers.
+    pub spans: Spans,
+    arrivals: Mutex<HashMap<Digest, Arc<Arrival>>>,
+    flights: Flights<Digest>,
+    damaged_locally: Mutex<HashSet<Digest>>,
+}
+
+impl Store {
+    /// A store over `config`.
+    pub fn new(config: Config) -> Self {
+        Store {
+            spans: Spans::new(config.spans_bytes_max),
+            config,
+            arrivals: Mutex::default(),
+            flights: Flights::default(),
+            damaged_locally: Mutex::default(),
+        }
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Cache {
+        &self.config.cache
+    }
+
+    /// The longest wait without a byte, from now.
+    pub fn deadline(&self) -> Deadline {
+        Deadline::after(self.config.stall)
+    }
+
+    /// Where missing bytes come from.
+    ///
+    /// # Errors
+    /// Why there is nowhere to ask.
+    pub fn source(&self) -> Result<&Arc<dyn Source>> {
+        self.config.source.as_ref().ok_or_else(|| self.config.no_source.clone())
+    }
+
+    /// The blob on its way, or here. Starts whatever is needed; a former failure is tried again.
+    ///
+    /// # Errors
+    /// The blob is nowhere, or local trouble.
+    pub async fn arrival(&self, blob: &Blob) -> Result<Arc<Arrival>> {
+        if let Some(arrival) = self.running(blob) {
+            return Ok(arrival);
+        }
+        let _alone = self.flights.enter(blob.digest).await;
+        if let Some(arrival) = self.running(blob) {
+            return Ok(arrival);
+        }
+        let arrival = self.start(blob).await?;
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        arrivals.insert(blob.digest, arrival.clone());
+        Ok(arrival)
+    }
+
+    /// The whole blob, proved.
+    ///
+    /// # Errors
+    /// As [`Store::arrival`] and [`Arrival::wait`]. A mismatch is tried once more: the wrong bytes
+    /// may be what an interrupted stream left, or a damaged local file.
+    pub async fn proved(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
+        let arrival = self.arrival(blob).await?;
+        match arrival.wait(Until::Proved, deadline).await {
+            Err(error) if error.kind == ErrorKind::DigestMismatch => {
+                tracing::warn!(digest = %blob.digest, %error, "trying a blob once more");
+                let arrival = self.arrival(blob).await?;
+                arrival.wait(Until::Proved, deadline.renewed()).await?;
+                Ok(arrival)
+            }
+            Err(error) => Err(error),
+            Ok(()) => Ok(arrival),
+        }
+    }
+
+    /// The whole blob if this store has proved it (or found it proved in the cache) before.
+    pub fn proved_now(&self, blob: &Blob) -> Option<Arc<Arrival>> {
+        let arrival = self.running(blob)?;
+        matches!(arrival.progress().outcome, Some(Ok(()))).then_some(arrival)
+    }
+
+    /// How far a blob is that this store is bringing, or has brought.
+    pub fn progress(&self, blob: &Blob) -> Option<Progress> {
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        arrivals.get(&blob.digest).map(|a| a.progress())
+    }
+
+    /// The whole blob's file if it is local: no request, no wait. One of the layout directory is
+    /// not proved.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn open_local(&self, blob: &Blob) -> Result<Option<File>> {
+        match self.open_layout_blob(blob)? {
+            Some(file) => Ok(Some(file)),
+            None => self.cache().open_blob(blob),
+        }
+    }
+
+    /// An arrival that runs or has succeeded. A failed one is forgotten, and so is a file of the
+    /// layout directory that somebody has changed since; a damaged file there is not asked again.
+    fn running(&self, blob: &Blob) -> Option<Arc<Arrival>> {
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let arrival = arrivals.get(&blob.digest)?;
+        let failed = match arrival.progress().outcome {
+            Some(Err(error)) => Some(error.kind),
+            _ => None,
+        };
+        if failed.is_none() && arrival.is_unchanged() {
+            return Some(arrival.clone());
+        }
+        if arrival.is_local() && failed == Some(ErrorKind::DigestMismatch) {
+            let mut damaged = self.damaged_locally.lock().unwrap_or_else(PoisonError::into_inner);
+            damaged.insert(blob.digest);
+        }
+        arrivals.remove(&blob.digest);
+        None
+    }
+
+    async fn start(&self, blob: &Blob) -> Result<Arc<Arrival>> {
+        if let Some(file) = self.open_layout_blob(blob)? {
+            return Arrival::start_local(*blob, file);
+        }
+        if let Some(file) = self.cache().open_blob(blob)? {
+            return Ok(Arrival::finished(*blob, file));
+        }
+        let source = self.source().map_err(|e| e.context(format!("blob {}", blob.digest)))?;
+        match self.lock_stream(blob).await? {
+            Ok(lock) => {
+                let stall = self.config.stall;
+                Arrival::start(self.cache().clone(), lock, source.clone(), *blob, stall)
+            }
+            Err(file) => Ok(Arrival::finished(*blob, file)),
+        }
+    }
+
+    /// The right to stream the blob, or the blob itself once another process has brought it.
+    async fn lock_stream(&self, blob: &Blob) -> Result<std::result::Result<StreamLock, File>> {
+        loop {
+            if let Some(lock) = self.cache().try_lock(blob)? {
+                // Whoever held the lock may just have finished.
+                return Ok(match self.cache().open_blob(blob)? {
+                    Some(file) => Err(file),
+                    None => Ok(lock),
+                });
+            }
+            // The other process keeps its own deadlines and ends, and its death frees the lock.
+            tokio::time::sleep(OTHER_STREAM_POLL).await;
+        }
+    }
+
+    /// A blob that the layout directory has itself: a regular file of the right size.
+    fn open_layout_blob(&self, blob: &Blob) -> Result<Option<File>> {
+        let Some(directory) = &self.config.layout_dir else { return Ok(None) };
+        let damaged = self.damaged_locally.lock().unwrap_or_else(PoisonError::into_inner);
+        if damaged.contains(&blob.digest) {
+            return Ok(None);
+        }
+        let path = super::layout_dir::blob_path(directory, &blob.digest);
+        let nofollow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        let file = match File::options().read(true).custom_flags(nofollow).open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::local(format!("cannot open {}", path.display()), &e)),
+        };
+        let meta = file
+            .metadata()
+            .map_err(|e| Error::local(format!("cannot stat {}", path.display()), &e))?;
+        if meta.is_file() && meta.len() == blob.size {
+            return Ok(Some(file));
+        }
+        let (path, expected) = (path.display(), blob.size);
+        tracing::warn!(%path, expected, actual = meta.len(), "ignoring a local blob: wrong size");
+        Ok(None)
+    }
+}
