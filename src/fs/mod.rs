@@ -1,1 +1,13 @@
 //! How the kernel sees it: serves any [`Tree`](crate::layout::tree::Tree) through FUSE.
+
+pub mod attr;
+pub mod counters;
+pub mod errno;
+pub mod fuse;
+pub mod images;
+pub mod mount;
+pub mod mounts;
+pub mod ops;
+pub mod overlay;
+pub mod pending;
+pub mod status;

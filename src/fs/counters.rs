@@ -1,0 +1,106 @@
+//! How many messages the kernel sent: deterministic, so that tests can pin them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The kinds of message that a read-only mount can see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message {
+    /// `LOOKUP`.
+    Lookup,
+    /// `GETATTR`.
+    Getattr,
+    /// `READLINK`.
+    Readlink,
+    /// `OPEN`: once a mount, answered ENOSYS.
+    Open,
+    /// `READ`.
+    Read,
+    /// `FLUSH`: once a mount.
+    Flush,
+    /// `OPENDIR`: once a mount.
+    Opendir,
+    /// `READDIR`.
+    Readdir,
+    /// `READDIRPLUS`.
+    Readdirplus,
+    /// `GETXATTR`.
+    Getxattr,
+    /// `LISTXATTR`.
+    Listxattr,
+    /// `ACCESS`: once a mount.
+    Access,
+    /// `STATFS`.
+    Statfs,
+}
+
+const NAMES: [&str; 13] = [
+    "lookup",
+    "getattr",
+    "readlink",
+    "open",
+    "read",
+    "flush",
+    "opendir",
+    "readdir",
+    "readdirplus",
+    "getxattr",
+    "listxattr",
+    "access",
+    "statfs",
+];
+
+/// Counts of messages and of content bytes since the mount began.
+#[derive(Debug, Default)]
+pub struct Counters {
+    messages: [AtomicU64; NAMES.len()],
+    bytes_read: AtomicU64,
+    read_errors: AtomicU64,
+}
+
+impl Counters {
+    /// One more message.
+    pub fn count(&self, message: Message) {
+        self.messages[message as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Content bytes that a reply carried.
+    pub fn count_read(&self, bytes: usize) {
+        self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A read that failed.
+    pub fn count_error(&self) {
+        self.read_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Messages by name, those that came at all.
+    pub fn messages(&self) -> BTreeMap<&'static str, u64> {
+        let counts = self.messages.iter().map(|c| c.load(Ordering::Relaxed));
+        NAMES.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Content bytes sent to the kernel.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Reads that failed.
+    pub fn read_errors(&self) -> u64 {
+        self.read_errors.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_message_has_the_last_name() {
+        let counters = Counters::default();
+        counters.count(Message::Statfs);
+        counters.count(Message::Lookup);
+        let expected = BTreeMap::from([("lookup", 1), ("statfs", 1)]);
+        assert_eq!(counters.messages(), expected);
+    }
+}

@@ -1,0 +1,192 @@
+//! Mount options and kernel capabilities, each with its reason; the session; unmounting.
+//!
+//! A message between kernel and daemon costs 25 to 80 µs of wake-ups, so the flags are chosen to
+//! have few: OPEN, OPENDIR, FLUSH and ACCESS are answered ENOSYS once and never come again, the
+//! kernel keeps names, attributes, absent names, links and pages for good (an image never changes),
+//! and directories come with their attributes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fuser::{
+    Config, InitFlags, KernelConfig, MountOption, Notifier, Session, SessionACL, SessionUnmounter,
+};
+use rustix::mount::UnmountFlags;
+
+use super::fuse::Shell;
+use crate::fetch::{Error, ErrorKind, Result};
+
+/// How long the kernel keeps names and attributes: an image never changes. Ten years, not u64::MAX,
+/// because the kernel computes with it.
+pub const TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Read-ahead requests that the kernel may have under way; its default of 12 starves fast readers.
+const BACKGROUND_MAX: u16 = 64;
+
+/// More event threads than this only contend for the queue.
+const EVENT_THREADS_MAX: usize = 4;
+
+/// Read-ahead of a mount. The kernel offers FUSE 128 KiB; 1 MiB reads cost a third less a byte.
+const READ_AHEAD_KIB: &str = "1024";
+
+/// Asks the kernel for what saves messages. What it does not have, it does without.
+pub fn request_capabilities(config: &mut KernelConfig) {
+    for capability in [
+        // Attributes come with the names: a walk needs no LOOKUP.
+        InitFlags::FUSE_DO_READDIRPLUS,
+        // Lookups and listings of one directory do not wait for each other.
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        // One READLINK a link, not one a use.
+        InitFlags::FUSE_CACHE_SYMLINKS,
+        // Several READs of one file at once.
+        InitFlags::FUSE_ASYNC_READ,
+    ] {
+        // An error names what the kernel lacks; nothing depends on it.
+        let _ = config.add_capabilities(capability);
+    }
+    // Errors give the nearest value that works; the default is as good.
+    let _ = config.set_max_background(BACKGROUND_MAX);
+}
+
+fn options(root: bool) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        // A writable mount invalidates times on each read, and the next stat asks again.
+        MountOption::RO,
+        // The kernel checks permissions from cached attributes.
+        MountOption::DefaultPermissions,
+        MountOption::FSName("layoutfs".to_owned()),
+        MountOption::Subtype("layoutfs".to_owned()),
+    ];
+    if root {
+        // A rootfs needs its setuid programs and device nodes, and users other than root.
+        config.mount_options.extend([MountOption::Suid, MountOption::Dev]);
+        config.acl = SessionACL::All;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    config.n_threads = Some(cores.min(EVENT_THREADS_MAX));
+    config.clone_fd = true;
+    config
+}
+
+/// A mounted view, served by threads of this process.
+pub struct Mounted {
+    mountpoint: PathBuf,
+    unmounter: SessionUnmounter,
+    session: JoinHandle<io::Result<()>>,
+}
+
+impl Mounted {
+    /// Mounts `shell` on the directory `mountpoint` and serves it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CannotMount`] with what is missing.
+    pub fn start(shell: Shell, mountpoint: &Path) -> Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        let notifier: Arc<OnceLock<Notifier>> = shell.notifier.clone();
+        let mut session = Session::new(shell, mountpoint, &options(root))
+            .map_err(|e| cannot_mount(mountpoint, &e))?;
+        let _ = notifier.set(session.notifier());
+        let unmounter = session.unmount_callable();
+        let session = std::thread::Builder::new()
+            .name("session".to_owned())
+            .spawn(move || session.run())
+            .map_err(|e| Error::local("cannot start a thread", &e))?;
+        if root {
+            raise_read_ahead(mountpoint);
+        }
+        Ok(Mounted { mountpoint: mountpoint.to_owned(), unmounter, session })
+    }
+
+    /// The session has ended: somebody unmounted.
+    pub fn has_ended(&self) -> bool {
+        self.session.is_finished()
+    }
+
+    /// Unmounts, lazily when busy, so that the name is free in any case.
+    pub fn unmount(&mut self) {
+        if self.session.is_finished() {
+            return;
+        }
+        if let Err(error) = self.unmounter.unmount() {
+            tracing::info!(%error, "mount is busy: detaching it");
+            if let Err(error) = unmount_path(&self.mountpoint, true) {
+                tracing::warn!(%error, "cannot detach the mount");
+            }
+        }
+    }
+}
+
+fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
+    let hint = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        _ if !Path::new("/dev/fuse").exists() => {
+            "there is no /dev/fuse: load the fuse module, or give the container --device /dev/fuse"
+        }
+        Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
+            "no privilege: run as root, give CAP_SYS_ADMIN, or install fuse3 for fusermount3"
+        }
+        Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+            "the mount point must be an existing directory"
+        }
+        _ => "see dmesg for what the kernel says",
+    };
+    let message = format!("cannot mount on {}: {error}; {hint}", mountpoint.display());
+    Error::new(ErrorKind::CannotMount, message)
+}
+
+/// Larger READs, where we may: through the mount's backing device in sysfs.
+fn raise_read_ahead(mountpoint: &Path) {
+    let Some(device) = super::mounts::find_mount(mountpoint).map(|m| m.device) else { return };
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB) {
+        tracing::debug!(path, %error, "read-ahead stays at the kernel's default");
+    }
+}
+
+/// Unmounts whatever is on top of `path`; `lazy` detaches a busy one. Without privilege,
+/// `fusermount3` does it.
+///
+/// # Errors
+/// [`ErrorKind::Busy`], or what the kernel says.
+pub fn unmount_path(path: &Path, lazy: bool) -> Result<()> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    if lazy {
+        flags |= UnmountFlags::DETACH;
+    }
+    let result = match rustix::mount::unmount(path, flags) {
+        Err(rustix::io::Errno::PERM) => return fusermount(path, lazy),
+        other => other,
+    };
+    match result {
+        // Not a mount point: what we want is already so.
+        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
+        Err(rustix::io::Errno::BUSY) => Err(busy(path)),
+        Err(e) => Err(Error::local(format!("cannot unmount {}", path.display()), &e.into())),
+    }
+}
+
+fn busy(path: &Path) -> Error {
+    let path = path.display();
+    let message = format!(
+        "{path} is busy: a process has a file or its working directory there (`fuser -vm {path}` \
+         shows which); end it, or use `unmount --lazy`"
+    );
+    Error::new(ErrorKind::Busy, message)
+}
+
+fn fusermount(path: &Path, lazy: bool) -> Result<()> {
+    let mut command = std::process::Command::new("fusermount3");
+    command.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(path);
+    let output = command.output().map_err(|e| Error::local("cannot run fusermount3", &e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if said.contains("busy") {
+        return Err(busy(path));
+    }
+    Err(Error::new(ErrorKind::Local, format!("cannot unmount {}: {said}", path.display())))
+}

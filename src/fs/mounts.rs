@@ -1,0 +1,278 @@
+//! The mounts of this machine: what the kernel says, and what our daemons wrote down.
+//!
+//! Each daemon keeps `<key>.json` (what is mounted where, by which process), `<key>.sock` (for
+//! `status`) and `<key>.log` in the run directory; `<key>` stands for the mount point. A record
+//! whose process is gone is stale, and whoever finds it cleans up.
+
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::fetch::{Error, Result};
+use crate::layout::Digest;
+
+/// Where records are kept.
+#[derive(Debug, Clone)]
+pub struct RunDirectory {
+    path: PathBuf,
+}
+
+/// What a daemon wrote down about its mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// The canonical mount point.
+    pub mountpoint: PathBuf,
+    /// The daemon.
+    pub pid: i32,
+    /// When the daemon started, in clock ticks since boot: tells it from another with its number.
+    pub started_ticks: u64,
+    /// The image argument as the user gave it.
+    pub image: String,
+    /// `rootfs`, `layout` or `all`.
+    pub view: String,
+    /// Where the view itself is mounted when an overlay is on the mount point.
+    pub lower: Option<PathBuf>,
+    /// The upper directory of that overlay.
+    pub upper: Option<PathBuf>,
+}
+
+/// One line of `/proc/self/mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelMount {
+    /// `major:minor`.
+    pub device: String,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// `fuse.layoutfs`, `overlay`, ...
+    pub filesystem: String,
+    /// The mount's source.
+    pub source: String,
+}
+
+impl RunDirectory {
+    /// Opens or creates the run directory at `path` (mode 0700).
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn open(path: PathBuf) -> Result<Self> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(|e| Error::local(format!("cannot make {}", path.display()), &e))?;
+        Ok(RunDirectory { path })
+    }
+
+    fn file(&self, mountpoint: &Path, suffix: &str) -> PathBuf {
+        let key = Digest::sha256_of(mountpoint.as_os_str().as_bytes()).short();
+        self.path.join(format!("{key}.{suffix}"))
+    }
+
+    /// The socket that the daemon of `mountpoint` answers `status` on.
+    pub fn socket(&self, mountpoint: &Path) -> PathBuf {
+        self.file(mountpoint, "sock")
+    }
+
+    /// What the daemon of `mountpoint` logs once it serves in the background.
+    pub fn log(&self, mountpoint: &Path) -> PathBuf {
+        self.file(mountpoint, "log")
+    }
+
+    /// A directory for the view when an overlay is to be on `mountpoint`.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn make_lower(&self, mountpoint: &Path) -> Result<PathBuf> {
+        let path = self.file(mountpoint, "lower");
+        match std::fs::create_dir(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(Error::local(format!("cannot make {}", path.display()), &e))
+            }
+            _ => Ok(path),
+        }
+    }
+
+    /// Writes a record, atomically.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn write(&self, record: &Record) -> Result<()> {
+        let path = self.file(&record.mountpoint, "json");
+        let failed =
+            |e: &std::io::Error| Error::local(format!("cannot write {}", path.display()), e);
+        let mut file = tempfile::NamedTempFile::new_in(&self.path).map_err(|e| failed(&e))?;
+        serde_json::to_writer(&mut file, record).map_err(|e| failed(&e.into()))?;
+        file.persist(&path).map_err(|e| failed(&e.error))?;
+        Ok(())
+    }
+
+    /// The record of a mount point, if there is one.
+    pub fn read(&self, mountpoint: &Path) -> Option<Record> {
+        read_record(&self.file(mountpoint, "json"))
+    }
+
+    /// All records, sorted by mount point.
+    pub fn all(&self) -> Vec<Record> {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return Vec::new() };
+        let paths = entries.filter_map(|e| Some(e.ok()?.path()));
+        let json = paths.filter(|p| p.extension().is_some_and(|e| e == "json"));
+        let mut records: Vec<Record> = json.filter_map(|p| read_record(&p)).collect();
+        records.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+        records
+    }
+
+    /// Forgets a mount that is no more. The log stays, for whoever asks why.
+    pub fn remove(&self, mountpoint: &Path) {
+        for suffix in ["json", "sock"] {
+            let _ = std::fs::remove_file(self.file(mountpoint, suffix));
+        }
+        let _ = std::fs::remove_dir(self.file(mountpoint, "lower"));
+    }
+}
+
+impl Record {
+    /// The daemon lives: a process of its number that started when it did.
+    pub fn is_alive(&self) -> bool {
+        started_ticks(self.pid) == Some(self.started_ticks)
+    }
+}
+
+fn read_record(path: &Path) -> Option<Record> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// Field 22 of `/proc/<pid>/stat` (proc(5)): the start time. `None`: no such process, or a zombie.
+pub fn started_ticks(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command, in parentheses, may hold anything; the fields after it do not.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    if matches!(*fields.first()?, "Z" | "X") {
+        return None;
+    }
+    fields.get(19)?.parse().ok()
+}
+
+/// The mount points at exactly `path`, the uppermost last. Looks at the kernel's table only: a dead
+/// mount does not hang it.
+pub fn mounts_at(path: &Path) -> Vec<KernelMount> {
+    let Ok(table) = std::fs::read("/proc/self/mountinfo") else { return Vec::new() };
+    parse_mountinfo(&table).into_iter().filter(|m| m.mountpoint == path).collect()
+}
+
+/// The uppermost mount at exactly `path`.
+pub fn find_mount(path: &Path) -> Option<KernelMount> {
+    mounts_at(path).pop()
+}
+
+fn parse_mountinfo(table: &[u8]) -> Vec<KernelMount> {
+    table.split(|&b| b == b'\n').filter_map(parse_line).collect()
+}
+
+/// `36 35 98:0 /root /mnt rw,noatime shared:1 - ext3 /dev/root rw` (proc(5)).
+fn parse_line(line: &[u8]) -> Option<KernelMount> {
+    let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
+    let dash = fields.iter().position(|f| *f == b"-")?;
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    Some(KernelMount {
+        device: text(fields.get(2)?),
+        mountpoint: PathBuf::from(std::ffi::OsString::from_vec(unescaped(fields.get(4)?))),
+        filesystem: text(fields.get(dash + 1)?),
+        source: text(fields.get(dash + 2)?),
+    })
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        match rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] => {
+                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = after;
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// The canonical form of a mount point without touching what is mounted there: a dead mount would
+/// answer ENOTCONN. Its parent is resolved, its own name is kept.
+///
+/// # Errors
+/// The parent does not exist.
+pub fn canonical_mountpoint(path: &Path) -> Result<PathBuf> {
+    let failed = |e: &std::io::Error| {
+        Error::new(
+            crate::fetch::ErrorKind::CannotMount,
+            format!("mount point {}: {e}", path.display()),
+        )
+    };
+    let absolute = std::path::absolute(path).map_err(|e| failed(&e))?;
+    let is_link = std::fs::symlink_metadata(&absolute).is_ok_and(|m| m.is_symlink());
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) if !is_link => {
+            Ok(parent.canonicalize().map_err(|e| failed(&e))?.join(name))
+        }
+        _ => absolute.canonicalize().map_err(|e| failed(&e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_is_read_with_optional_fields_and_octal_escapes() {
+        let table = b"36 35 0:44 / /mnt/a\\040b rw shared:1 master:2 - fuse.layoutfs layoutfs ro\n\
+                      37 35 0:45 / /x rw - overlay layoutfs rw\n";
+        let mounts = parse_mountinfo(table);
+        assert_eq!(mounts[0].mountpoint, Path::new("/mnt/a b"));
+        assert_eq!(mounts[0].device, "0:44");
+        assert_eq!(mounts[0].filesystem, "fuse.layoutfs");
+        assert_eq!(mounts[1].filesystem, "overlay");
+    }
+
+    #[test]
+    fn this_process_is_alive_and_another_start_time_is_another_process() {
+        let pid = std::process::id() as i32;
+        let ticks = started_ticks(pid).expect("we run");
+        let record = Record {
+            mountpoint: PathBuf::from("/mnt"),
+            pid,
+            started_ticks: ticks,
+            image: String::new(),
+            view: String::new(),
+            lower: None,
+            upper: None,
+        };
+        assert!(record.is_alive());
+        assert!(!Record { started_ticks: ticks + 1, ..record }.is_alive());
+    }
+
+    #[test]
+    fn a_record_is_found_by_its_mount_point_and_forgotten() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let run = RunDirectory::open(directory.path().join("run")).expect("run directory");
+        let record = Record {
+            mountpoint: PathBuf::from("/mnt/x"),
+            pid: 1,
+            started_ticks: 0,
+            image: "oci:/layout".to_owned(),
+            view: "rootfs".to_owned(),
+            lower: None,
+            upper: None,
+        };
+        run.write(&record).expect("written");
+        assert_eq!(run.read(Path::new("/mnt/x")).expect("found").image, "oci:/layout");
+        assert_eq!(run.all().len(), 1);
+        run.remove(Path::new("/mnt/x"));
+        assert!(run.all().is_empty());
+    }
+}

@@ -1,0 +1,83 @@
+//! A writable rootfs: kernel overlayfs with a view of ours as its lower directory.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::MountFlags;
+
+use crate::fetch::{Error, ErrorKind, Result};
+
+/// What makes the upper directory describe itself, so that a layer can be made of it: no index, no
+/// redirects, no metadata-only copies. Some kernels default to the opposite.
+const OPTIONS: &str = "index=off,redirect_dir=off,metacopy=off,xino=off";
+
+/// The directory that overlayfs works in: beside the upper directory, on the same filesystem.
+pub fn work_directory(upper: &Path) -> PathBuf {
+    let mut name = upper.as_os_str().to_owned();
+    name.push(".layoutfs-work");
+    name.into()
+}
+
+/// Mounts overlayfs on `mountpoint`: changes go to `upper`, everything else is `lower`. Both
+/// directories of the upper side are made if they are missing.
+///
+/// # Errors
+/// [`ErrorKind::CannotMount`] with what is in the way.
+pub fn mount(lower: &Path, upper: &Path, mountpoint: &Path) -> Result<()> {
+    let work = work_directory(upper);
+    for directory in [upper, &work] {
+        std::fs::create_dir_all(directory)
+            .map_err(|e| Error::local(format!("cannot make {}", directory.display()), &e))?;
+    }
+    let mut data = format!("{OPTIONS},lowerdir=").into_bytes();
+    data.extend(escaped(lower));
+    data.extend_from_slice(b",upperdir=");
+    data.extend(escaped(upper));
+    data.extend_from_slice(b",workdir=");
+    data.extend(escaped(&work));
+    let failed = |why: &dyn std::fmt::Display| {
+        let message = format!(
+            "cannot mount overlayfs on {}: {why}; the upper directory {} must be on a local \
+             filesystem with extended attributes (not overlayfs itself), and mounting needs root",
+            mountpoint.display(),
+            upper.display()
+        );
+        Error::new(ErrorKind::CannotMount, message)
+    };
+    let data = CString::new(data).map_err(|e| failed(&e))?;
+    rustix::mount::mount("layoutfs", mountpoint, "overlay", MountFlags::empty(), &*data)
+        .map_err(|e| failed(&std::io::Error::from(e)))
+}
+
+/// Removes the work directory after unmounting; the kernel leaves `work/work` in it, mode 0.
+pub fn remove_work_directory(upper: &Path) {
+    let work = work_directory(upper);
+    if let Err(error) = std::fs::remove_dir_all(&work)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %work.display(), %error, "cannot remove the work directory");
+    }
+}
+
+/// In a mount option a comma ends the option, and a colon ends a lower directory.
+fn escaped(path: &Path) -> Vec<u8> {
+    let mut out = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b'\\' | b',' | b':') {
+            out.push(b'\\');
+        }
+        out.push(byte);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn separators_in_paths_are_escaped() {
+        assert_eq!(escaped(Path::new("/a:b,c\\d")), br"/a\:b\,c\\d");
+    }
+}
