@@ -1,6 +1,7 @@
 //! One test binary: each module a subject. `tidy` checks that no file is forgotten here.
 #![allow(clippy::unwrap_used)]
 
+mod formats;
 mod image_works;
 mod listing_works;
 mod merge_model;

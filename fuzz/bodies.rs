@@ -1,0 +1,109 @@
+//! What each fuzz target does with its bytes. Here once, so that the fuzzer (`fuzz_targets/`) and
+//! the tests on stable (`tests/it/formats.rs`) do the same.
+
+use layoutfs::layout::entry::Entry;
+use layoutfs::layout::error::{Error, Result};
+use layoutfs::layout::index::scan::{ScannedLayer, Scanner};
+use layoutfs::layout::index::{LayerIndex, check, saved};
+use layoutfs::layout::tar::TarParser;
+use layoutfs::layout::{Digest, codec};
+
+/// A target's body.
+pub type Body = fn(&[u8]);
+
+/// Uncompressed bytes after which a scan is given up: bombs would only keep the fuzzer waiting.
+const SCAN_BYTES_MAX: u64 = 4 << 20;
+
+/// Splits the input: the first byte says into which pieces the rest is cut.
+fn split(bytes: &[u8]) -> (usize, &[u8]) {
+    match bytes.split_first() {
+        Some((first, rest)) => (1 + usize::from(*first) * 3, rest),
+        None => (1, bytes),
+    }
+}
+
+/// Entries do not depend on how the archive arrives, and keep the rules of an index.
+pub fn tar(bytes: &[u8]) {
+    let (size, archive) = split(bytes);
+    let pieces = parse(archive.chunks(size));
+    assert_eq!(pieces, parse([archive].into_iter()));
+    let Ok(entries) = pieces else { return };
+    let index = index_of(entries, archive.len() as u64);
+    // Content that is not there makes a missing end, which `finish` has refused.
+    assert_eq!(check(&index), Ok(()));
+}
+
+fn parse<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Entry>> {
+    let (mut parser, mut entries) = (TarParser::new(), Vec::new());
+    for piece in pieces {
+        parser.push(piece, &mut entries)?;
+    }
+    parser.finish().map(|()| entries)
+}
+
+fn index_of(entries: Vec<Entry>, tar_size: u64) -> LayerIndex {
+    use layoutfs::layout::index::{Codec, Span};
+    use layoutfs::layout::range::ByteRange;
+    let whole = ByteRange::new(0, tar_size);
+    let span = Span { blob: whole, tar: whole, codec: Codec::Stored, sha256: [0; 32] };
+    let spans = if tar_size == 0 { vec![] } else { vec![span] };
+    LayerIndex { diff_id: Digest::sha256_of(b""), tar_size, entries, spans }
+}
+
+/// A layer does not depend on how its blob arrives; its spans decode alone to the same bytes; its
+/// index survives being saved.
+pub fn scan(bytes: &[u8]) {
+    let (size, blob) = split(bytes);
+    let whole = scan_pieces([blob].into_iter());
+    let pieces = scan_pieces(blob.chunks(size));
+    assert_eq!(whole.is_ok(), pieces.is_ok(), "{:?} {:?}", whole.err(), pieces.err());
+    let Ok((layer, tar)) = whole else { return };
+    assert_eq!(pieces.as_ref(), Ok(&(layer.clone(), tar.clone())));
+    for span in &layer.spans {
+        let part = &blob[span.blob.start as usize..span.blob.end as usize];
+        let content = &tar[span.tar.start as usize..span.tar.end as usize];
+        let decoded = codec::decode_span(span.codec, part, span.tar.len());
+        assert_eq!(decoded.as_deref(), Ok(content));
+    }
+    let index = layer.into_index(Digest::sha256_of(&tar));
+    let saved = saved::encode(&index).expect("a scanned layer keeps the rules");
+    assert_eq!(saved::decode(&saved), Ok(index));
+}
+
+fn scan_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(ScannedLayer, Vec<u8>)> {
+    let (mut scanner, mut tar) = (Scanner::new(), Vec::new());
+    let mut sink = |bytes: &[u8]| {
+        if (tar.len() + bytes.len()) as u64 > SCAN_BYTES_MAX {
+            return Err(Error::Limit { what: "fuzzed layer".into(), limit: SCAN_BYTES_MAX });
+        }
+        tar.extend_from_slice(bytes);
+        Ok(())
+    };
+    for piece in pieces {
+        scanner.push(piece, &mut sink)?;
+    }
+    let layer = scanner.finish(&mut sink)?;
+    Ok((layer, tar))
+}
+
+/// A saved index is refused, or it keeps the rules and survives being saved again. The checksum is
+/// made right first: a fuzzer would never get past it.
+pub fn saved_index(bytes: &[u8]) {
+    let sealed = match bytes.len().checked_sub(32) {
+        Some(body) => [&bytes[..body], &sha256(&bytes[..body])].concat(),
+        None => bytes.to_vec(),
+    };
+    for bytes in [bytes, &sealed] {
+        let Ok(index) = saved::decode(bytes) else { continue };
+        assert_eq!(check(&index), Ok(()));
+        let again = saved::encode(&index).expect("a decoded index keeps the rules");
+        assert_eq!(saved::decode(&again), Ok(index));
+    }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    match Digest::sha256_of(bytes) {
+        Digest::Sha256(sha256) => sha256,
+        Digest::Sha512(_) => unreachable!("sha256_of gives a sha256"),
+    }
+}

@@ -1,0 +1,145 @@
+//! Layers as foreign tools write them (`tests/fixtures/`), and the bodies of the fuzz targets over
+//! their seeds.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use layoutfs::layout::Digest;
+use layoutfs::layout::entry::{Entry, EntryKind};
+use layoutfs::layout::error::Error;
+use layoutfs::layout::index::saved;
+use layoutfs::layout::index::scan::{ScannedLayer, Scanner};
+
+#[path = "../../fuzz/bodies.rs"]
+mod bodies;
+
+fn files_in(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::fs::read(folder.join(name)).unwrap()
+}
+
+fn scan(blob: &[u8], size: usize) -> (ScannedLayer, Vec<u8>) {
+    let (mut scanner, mut tar) = (Scanner::new(), Vec::new());
+    let mut sink = |bytes: &[u8]| {
+        tar.extend_from_slice(bytes);
+        Ok::<(), Error>(())
+    };
+    blob.chunks(size).for_each(|piece| scanner.push(piece, &mut sink).unwrap());
+    let mut layer = scanner.finish(&mut sink).unwrap();
+    layer.hash_spans(blob).unwrap();
+    (layer, tar)
+}
+
+/// One line an entry: `OFFSET KIND "PATH" MODE UID:GID SECONDS.NANOS`, then the target, or the
+/// size, the chunks (`position+bytes`) and the digest of what is stored; then `name=value` of xattrs.
+fn render(entry: &Entry, tar: &[u8]) -> String {
+    let quoted = |bytes: &[u8]| format!("\"{}\"", bytes.escape_ascii());
+    let (kind, rest) = match &entry.kind {
+        EntryKind::Directory => ("dir", String::new()),
+        EntryKind::Fifo => ("fifo", String::new()),
+        EntryKind::Symlink { target } => ("symlink", format!(" {}", quoted(target))),
+        EntryKind::Hardlink { target } => ("hardlink", format!(" {}", quoted(target))),
+        EntryKind::CharDevice { major, minor } => ("char", format!(" {major},{minor}")),
+        EntryKind::BlockDevice { major, minor } => ("disk", format!(" {major},{minor}")),
+        EntryKind::Regular { size, chunks } => {
+            let mut rest = format!(" {size}");
+            let mut stored = Vec::new();
+            for chunk in chunks {
+                write!(rest, " {}+{}", chunk.file_offset, chunk.tar.len()).unwrap();
+                stored.extend_from_slice(&tar[chunk.tar.start as usize..chunk.tar.end as usize]);
+            }
+            write!(rest, " {}", Digest::sha256_of(&stored).short()).unwrap();
+            ("file", rest)
+        }
+    };
+    let attributes = &entry.attributes;
+    let time = format!("{}.{:09}", attributes.mtime.seconds, attributes.mtime.nanos);
+    let mut line = format!(
+        "{} {kind} {} {:04o} {}:{} {time}{rest}",
+        entry.offset,
+        quoted(&entry.path),
+        attributes.mode,
+        attributes.uid,
+        attributes.gid
+    );
+    for (name, value) in &attributes.xattrs {
+        write!(line, " {}={}", quoted(name), quoted(value)).unwrap();
+    }
+    line + "\n"
+}
+
+#[test]
+fn every_fixture_is_read_as_its_listing_says_in_pieces_of_any_size() {
+    let listings: Vec<_> = files_in("tests/fixtures")
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|e| e == "entries"))
+        .collect();
+    assert_eq!(listings.len(), 15);
+    for listing in listings {
+        let blob = std::fs::read(listing.with_extension("")).unwrap();
+        let expected = std::fs::read_to_string(&listing).unwrap();
+        for size in [1, 511, 4096, blob.len()] {
+            let (layer, tar) = scan(&blob, size);
+            let lines: String = layer.entries.iter().map(|entry| render(entry, &tar)).collect();
+            assert!(lines == expected, "{} in pieces of {size}:\n{lines}", listing.display());
+        }
+    }
+}
+
+#[test]
+fn all_sparse_formats_give_the_same_files() {
+    let logical = |name: &str| -> Vec<_> {
+        let (layer, tar) = scan(&fixture(name), 4096);
+        let render = |mut entry: Entry| {
+            (entry.offset, entry.attributes) = Default::default();
+            render(&entry, &tar)
+        };
+        layer.entries.into_iter().map(render).collect()
+    };
+    let gnu = logical("gnu-sparse.tar");
+    for version in ["0.0", "0.1", "1.0"] {
+        assert_eq!(logical(&format!("pax-sparse-{version}.tar")), gnu, "{version}");
+    }
+}
+
+#[test]
+fn members_and_frames_hold_the_same_tar() {
+    let (gzip, gzip_tar) = scan(&fixture("members.tar.gz"), 100);
+    let (zstd, zstd_tar) = scan(&fixture("frames.tar.zst"), 100);
+    assert_eq!(gzip_tar, zstd_tar);
+    assert_eq!(gzip.entries, zstd.entries);
+}
+
+#[test]
+fn an_index_that_version_1_saved_is_what_a_scan_finds() {
+    let saved_index = fixture("index-v1.layoutindex");
+    let (layer, tar) = scan(&fixture("members.tar.gz"), 4096);
+    let index = layer.into_index(Digest::sha256_of(&tar));
+    assert_eq!(saved::decode(&saved_index).as_ref(), Ok(&index));
+    // The same version writes the same bytes, or it is another version.
+    assert_eq!(saved::encode(&index), Ok(saved_index));
+}
+
+#[test]
+fn the_fuzz_bodies_hold_for_their_seeds_and_all_fixtures() {
+    let bodies: [(&str, bodies::Body); 3] =
+        [("tar", bodies::tar), ("scan", bodies::scan), ("saved_index", bodies::saved_index)];
+    for (target, body) in bodies {
+        let seeds = files_in(&format!("fuzz/seeds/{target}"));
+        assert!(!seeds.is_empty(), "{target} has no seeds");
+        for file in seeds.into_iter().chain(files_in("tests/fixtures")) {
+            let bytes = std::fs::read(file).unwrap();
+            body(&bytes);
+            // Fixtures lack the byte that tells the size of pieces.
+            body(&[&[40], bytes.as_slice()].concat());
+        }
+    }
+}
