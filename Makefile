@@ -16,6 +16,7 @@ help: ## what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
 
 setup: ## installs what build, tests, demo and benchmark need (Debian; quick when all is there)
+	@command -v cc >/dev/null || { apt-get update -qq && apt-get install -y -qq gcc libc6-dev; }
 	@if [ -x tests/setup-debian.sh ]; then tests/setup-debian.sh; fi
 
 build: setup ## target/release/layoutfs

@@ -42,10 +42,18 @@ run() {
     "$@"
 }
 die() { echo "demo: $*" >&2; exit 1; }
+# What moved since the last time that this was asked, as the registry and the disk tell it.
+told=0
+moved() {
+    local requests
+    requests=$(wc -l < "$dir/requests")
+    echo "-> $((requests - told)) requests to the registry; $(du -sk "$dir/cache" | cut -f 1) KiB in the cache"
+    told=$requests
+}
 
 title '1. A registry with an image in it, on loopback'
-target/release/examples/demo-registry --port-file "$dir/port" --with-sample --log "$dir/requests" \
-    >"$dir/registry.log" 2>&1 &
+target/release/examples/demo-registry --port-file "$dir/port" --with-sample --log \
+    >"$dir/requests" 2>"$dir/registry.log" &
 registry_pid=$!
 for _ in $(seq 100); do
     [ -s "$dir/port" ] && break
@@ -53,25 +61,28 @@ for _ in $(seq 100); do
     sleep 0.1
 done
 [ -s "$dir/port" ] || die 'the registry does not answer'
-reference=127.0.0.1:$(cat "$dir/port")/demo/sample:latest
-run skopeo inspect --tls-verify=false --format '{{.Name}}: {{len .Layers}} layers' "docker://$reference"
+reference=127.0.0.1:$(cat "$dir/port")/demo/app:latest
+cat "$dir/registry.log"
 
 title '2. A sparse layout of it: the manifest, the configuration, no layer'
 run layoutfs sparse "$reference" --to "$dir/image"
-run find "$dir/image" -type f -printf '%8s  %P\n'
+run du -ab "$dir/image"
+moved
 
 title '3. The layout view: the complete layout, of which nothing is here yet'
 run layoutfs mount "oci:$dir/image" "$dir/layout" --view layout
 run ls -l "$dir/layout/blobs/sha256"
-largest=$(find "$dir/layout/blobs" -type f -printf '%s %f\n' | sort -rn | sed -n '1s/.* //p')
-echo "Any tool may read it. The name of a blob is its sha256; reading the largest one fetches it:"
-run sha256sum "$dir/layout/blobs/sha256/$largest"
-[ "$(sha256sum < "$dir/layout/blobs/sha256/$largest")" = "$largest  -" ] || die 'wrong bytes'
-run layoutfs status "$dir/layout"
+moved
+layer=$(find "$dir/layout/blobs" -type f -size +64k -printf '%s %f\n' | sort -n | sed -n '1s/.* //p')
+echo "A blob's name is its sha256. Reading one layer fetches that layer, and no other:"
+run sha256sum "$dir/layout/blobs/sha256/$layer"
+[ "$(sha256sum < "$dir/layout/blobs/sha256/$layer")" = "$layer  -" ] || die 'wrong bytes'
+moved
 
-title '4. The root filesystem'
+title '4. The root filesystem: the first contact reads each layer once, and what is here not again'
 run layoutfs mount "oci:$dir/image" "$dir/rootfs"
 run ls -l "$dir/rootfs"
+moved
 run cat "$dir/rootfs/etc/os-release"
 run layoutfs inspect "oci:$dir/image" /etc/os-release
 run layoutfs status "$dir/rootfs"
@@ -79,6 +90,7 @@ run layoutfs status "$dir/rootfs"
 title '5. skopeo takes a complete, ordinary layout out of the view'
 run skopeo copy --quiet "oci:$dir/layout" "oci:$dir/complete"
 run layoutfs verify "oci:$dir/complete" --deep
+moved
 
 title '6. Again, without the registry: what was proved once is still here'
 run layoutfs unmount "$dir/rootfs"
