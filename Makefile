@@ -50,8 +50,16 @@ advisories: ## known vulnerabilities; fetches the RustSec database
 bench: build ## against pull and unpack; appends a line to bench/results.md
 	@bench/first_contact.sh
 
-fuzz: ## every property test with FUZZ_CASES random inputs (default 20000) instead of 256
+fuzz: ## random inputs: every property test with FUZZ_CASES of them, then each fuzz target if cargo-fuzz is here
 	PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --release --lib --test it
+ifneq ($(shell command -v cargo-fuzz 2>/dev/null),)
+	for target in $$($(CARGO) fuzz list); do \
+	    mkdir -p fuzz/corpus/$$target; \
+	    $(CARGO) +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- -max_total_time=60; \
+	done
+else
+	@echo 'cargo-fuzz is not installed: only the property tests ran (cargo install cargo-fuzz, and a nightly toolchain)'
+endif
 
 clean:
 	$(CARGO) clean
