@@ -56,7 +56,10 @@ pub struct Pass {
 /// The blob cannot be had, is not what its digests say, or is not a layer.
 pub async fn run(store: &Arc<Store>, layer: &Layer, keep: Keep) -> Result<Pass> {
     match run_once(store, layer, keep).await {
-        Err(error) if error.kind == ErrorKind::DigestMismatch => {
+        Err(error)
+            if error.kind == ErrorKind::DigestMismatch
+                && store.proved_now(&layer.blob).is_none() =>
+        {
             tracing::warn!(layer = %layer.blob.digest, %error, "reading a layer once more");
             run_once(store, layer, keep).await
         }
@@ -103,7 +106,7 @@ fn scan_arrival(
              the image is broken, build or push it again",
             layer.blob.digest, layer.diff_id
         );
-        return Err(Error::new(ErrorKind::Invalid, message));
+        return Err(Error::new(ErrorKind::DigestMismatch, message));
     }
     hash_spans(&mut scanned, arrival)?;
     let index = scanned.into_index(diff_id);

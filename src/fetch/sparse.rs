@@ -23,6 +23,8 @@ pub const EMPTY_LAYER_DIFF_ID: &str =
 pub struct SparseImage {
     /// The manifest's bytes, as the registry has them.
     pub manifest: Vec<u8>,
+    /// The digest that the registry gives them.
+    pub manifest_digest: Digest,
     /// Its media type.
     pub media_type: String,
     /// The configuration's bytes.
@@ -38,7 +40,7 @@ pub struct SparseImage {
 impl SparseImage {
     /// The manifest's digest and size.
     pub fn manifest_blob(&self) -> Blob {
-        Blob { digest: Digest::sha256_of(&self.manifest), size: self.manifest.len() as u64 }
+        Blob { digest: self.manifest_digest, size: self.manifest.len() as u64 }
     }
 
     /// `index.json`: exactly this manifest. (The lifecycle takes no layout with two.)
@@ -190,8 +192,10 @@ mod tests {
             "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "size": 5,
                         "digest": layer.to_string()}],
         });
+        let manifest = manifest.to_string().into_bytes();
         SparseImage {
-            manifest: manifest.to_string().into_bytes(),
+            manifest_digest: Digest::sha256_of(&manifest),
+            manifest,
             media_type: oci::OCI_MANIFEST.to_owned(),
             config,
             config_blob,
