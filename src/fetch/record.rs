@@ -1,1 +1,156 @@
-//! Source around a source: remembers every call.
+//! Source around a Source: remembers every call. `status` reads the counters, tests the calls too.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::{Body, BoxFuture, Chunks, Deadline, Result, Source};
+use crate::layout::Blob;
+use crate::layout::range::ByteRange;
+
+/// Calls remembered, the first ones: a bound for a daemon that somebody left logging.
+const CALLS_MAX: usize = 1 << 16;
+
+/// What was asked of a source and what came, since the start. Cheap enough to be always on.
+#[derive(Debug, Default)]
+pub struct Counters {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    retries: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// The counters at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Reads started.
+    pub requests: u64,
+    /// Bytes that arrived, wanted or not.
+    pub bytes: u64,
+    /// Reads started because an earlier one failed; they are requests too.
+    pub retries: u64,
+    /// Reads that failed, at the start or in the middle.
+    pub errors: u64,
+}
+
+/// One read that was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// Of which blob.
+    pub blob: Blob,
+    /// Which bytes.
+    pub range: ByteRange,
+}
+
+/// A source that counts, and keeps a log when told to.
+pub struct Record {
+    inner: Arc<dyn Source>,
+    counters: Arc<Counters>,
+    calls: Option<Mutex<Vec<Call>>>,
+}
+
+impl Counters {
+    /// The counters now.
+    pub fn now(&self) -> Counted {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counted {
+            requests: load(&self.requests),
+            bytes: load(&self.bytes),
+            retries: load(&self.retries),
+            errors: load(&self.errors),
+        }
+    }
+
+    /// A read is started again.
+    pub fn count_retry(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Record {
+    /// Counts in `counters`, which others may share.
+    pub fn new(inner: Arc<dyn Source>, counters: Arc<Counters>) -> Self {
+        Record { inner, counters, calls: None }
+    }
+
+    /// Counts, and remembers each call.
+    pub fn with_log(inner: Arc<dyn Source>, counters: Arc<Counters>) -> Self {
+        Record { inner, counters, calls: Some(Mutex::default()) }
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The calls so far, in order; none without a log.
+    pub fn calls(&self) -> Vec<Call> {
+        let lock =
+            |calls: &Mutex<Vec<Call>>| calls.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.calls.as_ref().map(lock).unwrap_or_default()
+    }
+
+    async fn read_counted(
+        &self,
+        blob: &Blob,
+        range: ByteRange,
+        deadline: Deadline,
+    ) -> Result<Body> {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        if let Some(calls) = &self.calls {
+            let mut calls = calls.lock().unwrap_or_else(PoisonError::into_inner);
+            if calls.len() < CALLS_MAX {
+                calls.push(Call { blob: *blob, range });
+            }
+        }
+        match self.inner.read(blob, range, deadline).await {
+            Ok(body) => {
+                let counters = Arc::clone(&self.counters);
+                Ok(Body::new(body.range, Box::new(CountedChunks { body, counters })))
+            }
+            Err(error) => {
+                self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Source for Record {
+    fn read<'a>(
+        &'a self,
+        blob: &'a Blob,
+        range: ByteRange,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Body>> {
+        Box::pin(self.read_counted(blob, range, deadline))
+    }
+
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+}
+
+struct CountedChunks {
+    body: Body,
+    counters: Arc<Counters>,
+}
+
+impl Chunks for CountedChunks {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>>> {
+        Box::pin(async {
+            let chunk = self.body.next().await;
+            match &chunk {
+                Ok(Some(bytes)) => {
+                    self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
+                Ok(None) => {}
+                Err(_) => {
+                    self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            chunk
+        })
+    }
+}

@@ -1,1 +1,173 @@
-//! Source around a source: what is temporary is tried again, within the deadline.
+//! Source around a Source: tries again what is temporary, and goes on at the byte where a body
+//! broke. Never beyond the deadline.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::record::Counters;
+use super::resume::{Break, Reopen, Resumed};
+use super::{Body, BoxFuture, Deadline, Error, Result, Source};
+use crate::layout::Blob;
+use crate::layout::range::ByteRange;
+
+/// Reads of the same bytes before we give up. Most trouble is over after one more; five with
+/// back-off cover a restart of the server.
+pub const ATTEMPTS_MAX: u32 = 5;
+
+/// The longest wait before the second attempt; it doubles with each one.
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+
+/// The longest wait that we choose ourselves.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// A body that brought so much before it broke starts the count of attempts anew: a long body on a
+/// bad line breaks often and still arrives.
+const PROGRESS_BYTES: u64 = 1 << 20;
+
+/// A source that does not give up at once.
+pub struct Retry {
+    inner: Arc<dyn Source>,
+    counters: Arc<Counters>,
+}
+
+/// How often the same bytes were tried.
+struct Attempts {
+    inner: Arc<dyn Source>,
+    counters: Arc<Counters>,
+    failed: u32,
+}
+
+impl Retry {
+    /// Tries `inner` again; the retries are counted in `counters`.
+    pub fn new(inner: Arc<dyn Source>, counters: Arc<Counters>) -> Self {
+        Retry { inner, counters }
+    }
+
+    async fn read_patiently(
+        &self,
+        blob: &Blob,
+        range: ByteRange,
+        deadline: Deadline,
+    ) -> Result<Body> {
+        let (inner, counters) = (Arc::clone(&self.inner), Arc::clone(&self.counters));
+        let mut attempts = Attempts { inner, counters, failed: 0 };
+        let body = match self.inner.read(blob, range, deadline).await {
+            Ok(body) => body,
+            Err(error) => {
+                let broken = Break { error, blob: *blob, rest: range, arrived_bytes: 0, deadline };
+                attempts.again(broken).await?
+            }
+        };
+        Ok(Resumed::around(*blob, body, deadline, attempts))
+    }
+}
+
+impl Source for Retry {
+    fn read<'a>(
+        &'a self,
+        blob: &'a Blob,
+        range: ByteRange,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, Result<Body>> {
+        Box::pin(self.read_patiently(blob, range, deadline))
+    }
+
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+}
+
+impl Attempts {
+    async fn again(&mut self, broken: Break) -> Result<Body> {
+        let Break { mut error, blob, rest, arrived_bytes, deadline } = broken;
+        if arrived_bytes >= PROGRESS_BYTES {
+            self.failed = 0;
+        }
+        loop {
+            if !error.is_temporary() {
+                return Err(error);
+            }
+            self.failed += 1;
+            let left = deadline.at().saturating_duration_since(Instant::now());
+            let Some(wait) = schedule(self.failed, jitter(), error.retry_after, left) else {
+                return Err(given_up(error, self.failed));
+            };
+            tracing::debug!(%rest, ?wait, "trying again: {error}");
+            tokio::time::sleep(wait).await;
+            self.counters.count_retry();
+            match self.inner.read(&blob, rest, deadline).await {
+                Ok(body) => return Ok(body),
+                Err(next) => error = next,
+            }
+        }
+    }
+}
+
+impl Reopen for Attempts {
+    fn reopen(&mut self, broken: Break) -> BoxFuture<'_, Result<Body>> {
+        Box::pin(self.again(broken))
+    }
+}
+
+/// How long to wait after the `failed`-th failure (from 1), or `None` to give up. `jitter` is in
+/// `0.0..1.0`: all clients of a server that fell over must not come back together. `retry_after` is
+/// the server's wish, `left` the time until the deadline.
+pub fn schedule(
+    failed: u32,
+    jitter: f64,
+    retry_after: Option<Duration>,
+    left: Duration,
+) -> Option<Duration> {
+    if failed >= ATTEMPTS_MAX {
+        return None;
+    }
+    let doublings = failed.saturating_sub(1);
+    let backoff = BACKOFF_FIRST.saturating_mul(1 << doublings.min(16)).min(BACKOFF_MAX);
+    let wait = backoff.mul_f64(jitter.clamp(0.0, 1.0)).max(retry_after.unwrap_or_default());
+    (wait < left).then_some(wait)
+}
+
+/// A number in `0.0..1.0` from the standard library's only source of randomness.
+fn jitter() -> f64 {
+    let bits = RandomState::new().build_hasher().finish() >> 32;
+    bits as f64 / 2f64.powi(32)
+}
+
+fn given_up(mut error: Error, attempts: u32) -> Error {
+    if attempts > 1 {
+        error.message = format!("{} (attempt {attempts}, the last)", error.message);
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_then_end() {
+        let ms = |failed| schedule(failed, 1.0, None, LONG).map(|wait| wait.as_millis());
+        let waits: Vec<_> = (1..=5).map(ms).collect();
+        assert_eq!(waits, [Some(200), Some(400), Some(800), Some(1600), None]);
+        assert_eq!(schedule(1, 0.0, None, LONG), Some(Duration::ZERO));
+        assert_eq!(schedule(1, 0.5, None, LONG), Some(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn a_server_that_asks_for_patience_gets_it_within_the_deadline() {
+        let wish = Some(Duration::from_secs(7));
+        assert_eq!(schedule(1, 0.3, wish, LONG), wish);
+        assert_eq!(schedule(1, 0.3, wish, Duration::from_secs(7)), None);
+        assert_eq!(schedule(1, 0.3, None, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn jitter_is_a_fraction() {
+        for _ in 0..100 {
+            assert!((0.0..1.0).contains(&jitter()));
+        }
+    }
+}
