@@ -11,6 +11,7 @@ pub mod failover;
 pub mod first_pass;
 pub mod flight;
 pub mod how;
+pub mod http;
 pub mod hydrate;
 pub mod image;
 pub mod layer;
