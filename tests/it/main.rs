@@ -1,10 +1,13 @@
 //! One test binary: each module a subject. `tidy` checks that no file is forgotten here.
 #![allow(clippy::unwrap_used)]
 
+mod auth;
 mod formats;
 mod image_works;
 mod listing_works;
 mod merge_model;
+mod registry;
+mod source_suite;
 mod support;
 mod support_works;
 mod tidy;
