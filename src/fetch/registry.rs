@@ -263,9 +263,11 @@ impl Registry {
                 self.scheme.get_or_init(|| second);
                 Ok(answer)
             }
-            // A refused certificate shows that the second scheme is the right one. Otherwise it was
-            // a guess, and the first outcome is the one to tell.
-            Err(error) if error.kind == ErrorKind::Protocol => Err(error),
+            // A refused certificate shows that the second scheme is the right one, and without a
+            // certificate store it may be. Otherwise the first outcome is the one to tell.
+            Err(error) if matches!(error.kind, ErrorKind::Protocol | ErrorKind::Local) => {
+                Err(error)
+            }
             Err(_) => outcome,
         }
     }
