@@ -4,6 +4,7 @@
 //! the kernel. Nothing points back: `layout` is pure, `fetch` may use `layout`, `fs` may use both.
 //! The command line (`src/main.rs`, `src/cli/`) wires them together.
 
+pub mod cli;
 pub mod fetch;
 pub mod fs;
 pub mod layout;

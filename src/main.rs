@@ -1,3 +1,5 @@
-//! The command line: parses, runs, prints the error, and gives the exit code.
+//! The program: everything is in the library's `cli`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    layoutfs::cli::main()
+}

@@ -100,7 +100,10 @@ mod tests {
         let (attempts, mut attempted) = tokio::sync::mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
             let build = || async { Err(Error::new(ErrorKind::Network, "away")) };
-            builder.build(build, |error| drop(attempts.send(error.kind))).await;
+            let failed = |error: &Error| {
+                let _ = attempts.send(error.kind);
+            };
+            builder.build(build, failed).await;
         });
         assert!(matches!(pending.wait().await, Err(ErrorKind::Network)));
         assert!(matches!(pending.wait().await, Err(ErrorKind::Network)));

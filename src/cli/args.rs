@@ -1,0 +1,221 @@
+//! Every command, option and help text; and nothing that acts on them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+use crate::fs::images::ViewKind;
+use crate::fs::ops::Policy;
+use crate::layout::oci::Platform;
+
+/// A lazy filesystem for OCI image layouts: mount a sparse layout, pull what is read, prove every
+/// byte.
+#[derive(Debug, Parser)]
+#[command(name = "layoutfs", version, disable_help_subcommand = true, infer_subcommands = false)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of every command.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// The options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options options")]
+pub struct Options {
+    /// Where missing blobs come from, instead of where the layout says; repeat for mirrors, in
+    /// order
+    #[arg(long, global = true, value_name = "REGISTRY/REPO")]
+    pub source: Vec<String>,
+    /// Which image of an index [default: this machine's]
+    #[arg(long, global = true, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// Where fetched bytes are kept [default: $XDG_CACHE_HOME/layoutfs; /var/cache/layoutfs for
+    /// root]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most that the cache may use: 500M, 20G; the least recently used goes first
+    #[arg(long, global = true, value_name = "SIZE", value_parser = super::units::parse_size)]
+    pub cache_limit: Option<u64>,
+    /// Never ask a registry; what is not local fails
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// Refuse to mount when a layer would have to be read whole first
+    #[arg(long, global = true)]
+    pub require_lazy: bool,
+    /// What to fetch before anybody asks: none, all, or the spans of a trace FILE
+    #[arg(long, global = true, value_name = "none|all|FILE", default_value = "none")]
+    pub prefetch: String,
+    /// When the layout view serves bytes of a blob: strict (only proved blobs) or stream (as they
+    /// come, but the end only when proved)
+    #[arg(long, global = true, value_enum, default_value = "stream")]
+    pub verify: Policy,
+    /// The longest a read waits while no byte that it needs arrives: 60s, 2m, 500ms
+    #[arg(long, global = true, value_name = "DURATION", default_value = "60s",
+          value_parser = super::units::parse_deadline)]
+    pub deadline: Duration,
+    /// Credentials, instead of the usual places
+    #[arg(long, global = true, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+    /// Allow plain HTTP and unknown certificates (loopback registries need no permission)
+    #[arg(long, global = true)]
+    pub insecure: bool,
+    /// Results as JSON on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more; twice: say everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say nothing but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// How log lines look
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a sparse layout: index, manifest and configuration, but no layer
+    Sparse(Sparse),
+    /// Mount an image; what is missing comes when it is read
+    Mount(Mount),
+    /// Unmount; also clears what a crash left
+    Unmount(Unmount),
+    /// Fill a sparse layout in place, verified; can be interrupted and run again
+    Hydrate(Hydrate),
+    /// Check every blob that is there against its digest
+    Verify(Verify),
+    /// What is in an image, from which layer, and how it will be read
+    Inspect(Inspect),
+    /// What a mount fetched, used and waits for
+    Status(Status),
+    /// The cache: list it, shrink it, find it
+    #[command(subcommand)]
+    Cache(Cache),
+}
+
+/// `layoutfs sparse`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("where").required(true).args(["layout_dir", "to"])))]
+pub struct Sparse {
+    /// The image in its registry, such as docker.io/library/debian:12
+    pub reference: String,
+    /// Place it as the lifecycle does: DIR/<registry>/<repository>/<tag>
+    #[arg(long, value_name = "DIR")]
+    pub layout_dir: Option<PathBuf>,
+    /// The name to place it under, where the real one has a port or upper case
+    #[arg(long = "as", value_name = "NAME", requires = "layout_dir")]
+    pub alias: Option<String>,
+    /// Place it in exactly this directory
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Also write DIR/cache/base/<digest>, which the extender reads
+    #[arg(long, value_name = "DIR")]
+    pub kaniko: Option<PathBuf>,
+}
+
+/// `layoutfs mount`.
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
+    pub image: String,
+    /// An existing directory
+    pub mountpoint: PathBuf,
+    /// What to show
+    #[arg(long, value_enum, default_value = "rootfs")]
+    pub view: ViewKind,
+    /// A writable rootfs: changes go to DIR
+    #[arg(long, value_name = "DIR")]
+    pub upper: Option<PathBuf>,
+    /// Return at once; the first lookups wait
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Stay in the foreground until unmounted
+    #[arg(long)]
+    pub foreground: bool,
+    /// Write a line to this file descriptor when the tree answers
+    #[arg(long, value_name = "N")]
+    pub ready_fd: Option<u32>,
+    /// The process that `mount` starts to serve in the background: ready on standard output
+    #[arg(long, hide = true)]
+    pub background_child: bool,
+}
+
+/// `layoutfs unmount`.
+#[derive(Debug, Args)]
+pub struct Unmount {
+    /// Where it is mounted
+    pub mountpoint: PathBuf,
+    /// Detach a busy mount now; it ends with its last user
+    #[arg(long)]
+    pub lazy: bool,
+}
+
+/// `layoutfs hydrate`.
+#[derive(Debug, Args)]
+pub struct Hydrate {
+    /// oci:DIR[:REF] or a layout directory
+    pub image: String,
+    /// Blobs fetched at once
+    #[arg(long, value_name = "N", default_value_t = 4,
+          value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub jobs: u8,
+}
+
+/// `layoutfs verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// oci:DIR[:REF] or a layout directory
+    pub image: String,
+    /// Also inflate every layer and compare its DiffID
+    #[arg(long)]
+    pub deep: bool,
+}
+
+/// `layoutfs inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
+    pub image: String,
+    /// A path in the rootfs: which layers have it, and what each does to it
+    pub path: Option<String>,
+}
+
+/// `layoutfs status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Where it is mounted [default: every mount]
+    pub mountpoint: Option<PathBuf>,
+    /// Show it again every second
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `layoutfs cache`.
+#[derive(Debug, Subcommand)]
+pub enum Cache {
+    /// List what is in the cache, least recently used first
+    Ls,
+    /// Remove blobs, least recently used first, down to --cache-limit [default: all of them]
+    Prune {
+        /// Layer indexes too: they are small, and spare reading a layer whole again
+        #[arg(long)]
+        indexes: bool,
+    },
+    /// Print where the cache is
+    Path,
+}

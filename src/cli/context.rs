@@ -1,0 +1,287 @@
+//! What every command needs: the environment, the cache, and stores over an image's sources.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::args::Options;
+use crate::fetch::auth::keychain::KeychainConfig;
+use crate::fetch::cache::Cache;
+use crate::fetch::failover::Failover;
+use crate::fetch::image::{Image, Selected};
+use crate::fetch::record::{Counters, Record};
+use crate::fetch::registry::{Registries, Registry};
+use crate::fetch::retry::Retry;
+use crate::fetch::store::{self, Store};
+use crate::fetch::{Error, ErrorKind, Result, Source};
+use crate::fs::mounts::RunDirectory;
+use crate::layout::image_argument::{ImageArgument, Selector};
+use crate::layout::oci::Platform;
+use crate::layout::reference::Reference;
+
+/// Decoded spans kept in memory by one mount: a scan needs a few, random readers some tens.
+const SPANS_BYTES_MAX: usize = 32 << 20;
+
+/// The directory name under which `pack` keeps layouts by reference.
+const LAYOUT_REPO: &str = "layout-repo";
+
+/// The options and the environment.
+pub struct Context {
+    /// As given.
+    pub options: Options,
+    /// What images are chosen for.
+    pub platform: Platform,
+    /// Runs everything that waits.
+    pub runtime: tokio::runtime::Runtime,
+}
+
+/// An image that can be read.
+pub struct OpenImage {
+    /// The image.
+    pub image: Image,
+    /// Where its blobs are.
+    pub store: Arc<Store>,
+    /// What was asked of the sources.
+    pub asked: Arc<Counters>,
+}
+
+impl Context {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// An option that this version does not have yet.
+    pub fn new(options: &Options) -> Result<Self> {
+        if !matches!(options.prefetch.as_str(), "none" | "all") {
+            let message = "--prefetch FILE: traces are not supported yet, use none or all";
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_name("fetch")
+            .build()
+            .map_err(|e| Error::local("cannot start threads", &e))?;
+        let platform = options.platform.clone().unwrap_or_else(Platform::host);
+        Ok(Context { options: options.clone(), platform, runtime })
+    }
+
+    /// The cache: `--cache-dir`, else below `$XDG_CACHE_HOME` or `~/.cache`, for root in
+    /// `/var/cache`. A given `--cache-limit` is enforced now.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn cache(&self) -> Result<Cache> {
+        let cache = Cache::open(&self.cache_directory()?)?;
+        if let Some(limit) = self.options.cache_limit {
+            cache.prune(limit, false)?;
+        }
+        Ok(cache)
+    }
+
+    fn cache_directory(&self) -> Result<PathBuf> {
+        if let Some(directory) = &self.options.cache_dir {
+            return absolute(directory);
+        }
+        if let Some(cache) = directory_of("XDG_CACHE_HOME") {
+            return Ok(cache.join("layoutfs"));
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/cache/layoutfs"));
+        }
+        let home = directory_of("HOME").ok_or_else(|| {
+            let message = "neither XDG_CACHE_HOME nor HOME is set: use --cache-dir";
+            Error::new(ErrorKind::Usage, message)
+        })?;
+        Ok(home.join(".cache/layoutfs"))
+    }
+
+    /// Where mounts are recorded: `/run/layoutfs` for root, else below `$XDG_RUNTIME_DIR`.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn run_directory(&self) -> Result<RunDirectory> {
+        let uid = rustix::process::geteuid();
+        let path = match directory_of("XDG_RUNTIME_DIR") {
+            _ if uid.is_root() => PathBuf::from("/run/layoutfs"),
+            Some(directory) => directory.join("layoutfs"),
+            None => std::env::temp_dir().join(format!("layoutfs-{}", uid.as_raw())),
+        };
+        RunDirectory::open(path)
+    }
+
+    /// A sentence for people, on standard error.
+    pub fn say(&self, text: std::fmt::Arguments<'_>) {
+        if !self.options.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// Reads IMAGE as it was given.
+    ///
+    /// # Errors
+    /// It is none of the forms.
+    pub fn argument(&self, text: &str) -> Result<ImageArgument> {
+        Ok(ImageArgument::parse(text, |directory| Path::new(directory).is_dir())?)
+    }
+
+    /// Opens IMAGE: its layout (made in the cache first for `docker://`), its sources, its
+    /// manifest and configuration.
+    ///
+    /// # Errors
+    /// Any of these cannot be had.
+    pub fn open(&self, text: &str) -> Result<OpenImage> {
+        let (directory, selector) = match self.argument(text)? {
+            ImageArgument::Layout { directory, selector } => (absolute(&directory)?, selector),
+            ImageArgument::Registry(reference) => (self.layout_of(&reference)?, None),
+        };
+        let selector = selector.map(|s| match s {
+            Selector::Tag(tag) => tag,
+            Selector::Digest(digest) => digest.to_string(),
+        });
+        let selected = Selected::open(&directory, selector.as_deref(), &self.platform)?;
+        let asked = Arc::<Counters>::default();
+        let store = self.store(&selected, &asked)?;
+        let image = self.runtime.block_on(Image::load(&store, selected, &self.platform))?;
+        Ok(OpenImage { image, store, asked })
+    }
+
+    /// The directory of a layout that is on disk.
+    ///
+    /// # Errors
+    /// IMAGE is in a registry.
+    pub fn layout_directory(&self, text: &str) -> Result<PathBuf> {
+        match self.argument(text)? {
+            ImageArgument::Layout { directory, .. } => absolute(&directory),
+            ImageArgument::Registry(_) => {
+                let message = "this needs a layout on disk: oci:DIR or a directory";
+                Err(Error::new(ErrorKind::Usage, message))
+            }
+        }
+    }
+
+    /// As [`Context::open`], but nothing is asked of a registry.
+    ///
+    /// # Errors
+    /// The documents are not all local.
+    pub fn open_offline(&self, text: &str) -> Result<OpenImage> {
+        let offline = Options { offline: true, ..self.options.clone() };
+        Context::new(&offline)?.open(text)
+    }
+
+    /// The sparse layout of an image in a registry, in the cache. Asked anew each time, unless
+    /// `--offline`: a tag can move.
+    fn layout_of(&self, reference: &Reference) -> Result<PathBuf> {
+        let directory = self.cache()?.layouts().join(reference.layout_path());
+        if !self.options.offline {
+            super::sparse::write(self, reference, &directory, None)?;
+        } else if !directory.join("index.json").exists() {
+            let message = format!("docker://{reference} is not in the cache, and --offline is set");
+            return Err(Error::new(ErrorKind::Offline, message));
+        }
+        Ok(directory)
+    }
+
+    /// Registry clients with this command's credentials.
+    ///
+    /// # Errors
+    /// The client cannot be made.
+    pub fn registries(&self) -> Result<Arc<Registries>> {
+        let mut keychain = KeychainConfig::from_env();
+        if let Some(authfile) = &self.options.authfile {
+            keychain.authfile = Some(authfile.clone());
+        }
+        Registries::new(&keychain, self.options.insecure)
+    }
+
+    /// A store over the sources of a layout: the first that has a blob gives it.
+    fn store(&self, selected: &Selected, asked: &Arc<Counters>) -> Result<Arc<Store>> {
+        let (references, no_source) = self.references(selected)?;
+        let registries = self.registries()?;
+        let mut sources: Vec<Arc<dyn Source>> = Vec::new();
+        for reference in &references {
+            let registry: Arc<Registry> = Arc::new(registries.repository(reference));
+            let counted = Arc::new(Record::new(registry, asked.clone()));
+            sources.push(Arc::new(Retry::new(counted, asked.clone())));
+        }
+        let source: Option<Arc<dyn Source>> = match sources.is_empty() {
+            true => None,
+            false => Some(Arc::new(Failover::new(sources))),
+        };
+        Ok(Arc::new(Store::new(store::Config {
+            cache: self.cache()?,
+            layout_dir: Some(selected.directory.clone()),
+            source,
+            no_source,
+            stall: self.options.deadline,
+            spans_bytes_max: SPANS_BYTES_MAX,
+        })))
+    }
+
+    /// Where the blobs of a layout come from, in order; and the error for when that is nowhere.
+    fn references(&self, selected: &Selected) -> Result<(Vec<Reference>, Error)> {
+        if self.options.offline {
+            let message = "it is not local, and --offline is set";
+            return Ok((Vec::new(), Error::new(ErrorKind::Offline, message)));
+        }
+        if !self.options.source.is_empty() {
+            let parsed = self.options.source.iter().map(|s| s.parse::<Reference>());
+            let references = parsed
+                .collect::<std::result::Result<Vec<_>, _>>()
+                .map_err(|e| Error::new(ErrorKind::Usage, format!("--source: {e}")))?;
+            return Ok((references, nowhere()));
+        }
+        let recorded = selected.recorded_source().and_then(|s| s.parse().ok());
+        let found = recorded
+            .or_else(|| reference_of_path(&selected.directory))
+            .or_else(|| selected.descriptor.image_name().and_then(|n| n.parse().ok()));
+        Ok((found.into_iter().collect(), nowhere()))
+    }
+}
+
+fn nowhere() -> Error {
+    let message = "it is not local, and the layout does not say where it came from: \
+                   use --source REGISTRY/REPO";
+    Error::new(ErrorKind::NotFound, message)
+}
+
+/// An environment variable that holds an absolute path (the XDG base directory specification says
+/// to ignore any other).
+fn directory_of(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// The same path whatever the working directory becomes.
+///
+/// # Errors
+/// There is no working directory.
+pub fn absolute(path: impl AsRef<Path>) -> Result<PathBuf> {
+    let path = path.as_ref();
+    std::path::absolute(path)
+        .map_err(|e| Error::local(format!("cannot resolve {}", path.display()), &e))
+}
+
+/// The reference that a layout's place stands for: relative to `$CNB_LAYOUT_DIR`, or to a directory
+/// called `layout-repo`.
+fn reference_of_path(directory: &Path) -> Option<Reference> {
+    let directory = directory.canonicalize().ok()?;
+    let below = |base: &Path| {
+        let relative = directory.strip_prefix(base).ok()?.to_str()?;
+        Reference::from_layout_path(relative)
+    };
+    if let Some(base) = directory_of("CNB_LAYOUT_DIR").and_then(|base| base.canonicalize().ok())
+        && let Some(reference) = below(&base)
+    {
+        return Some(reference);
+    }
+    let repo = directory.ancestors().find(|a| a.file_name().is_some_and(|n| n == LAYOUT_REPO))?;
+    below(repo)
+}
+
+/// A result on standard output.
+///
+/// # Errors
+/// Standard output is gone.
+pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::new(ErrorKind::Local, format!("cannot write JSON: {e}")))?;
+    println!("{json}");
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! `layoutfs inspect`: what is in an image, from which layer, and how it will be read.
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::args;
+use super::context::{Context, OpenImage, print_json};
+use super::progress;
+use super::units::size;
+use crate::fetch::Result;
+use crate::fetch::how::How;
+use crate::fetch::layout_dir::is_present;
+use crate::fs::images::{self, ViewKind};
+use crate::layout::dump;
+use crate::layout::entry::Entry;
+use crate::layout::provenance::{self, Event};
+use crate::layout::tree::Layer;
+
+/// One layer of the summary.
+#[derive(Serialize)]
+struct LayerSummary {
+    number: usize,
+    digest: String,
+    diff_id: String,
+    size: u64,
+    media_type: String,
+    /// `local` (in the layout), `cached`, or `missing`.
+    state: &'static str,
+    how: How,
+}
+
+pub fn run(context: &Context, args: &args::Inspect) -> Result<()> {
+    let open = context.open(&args.image)?;
+    match &args.path {
+        None => summary(context, &open),
+        Some(path) => path_summary(context, &open, path),
+    }
+}
+
+fn summary(context: &Context, open: &OpenImage) -> Result<()> {
+    let layers = open.image.layers()?;
+    let summaries = layers
+        .iter()
+        .enumerate()
+        .map(|(number, layer)| summarise(open, number, layer))
+        .collect::<Result<Vec<_>>>()?;
+    let image = &open.image;
+    let total: u64 = layers.iter().map(|l| l.blob.size).sum();
+    if context.options.json {
+        return print_json(&json!({
+            "directory": image.selected.directory,
+            "name": image.selected.descriptor.ref_name(),
+            "source": image.selected.recorded_source(),
+            "manifest": image.descriptor.blob.digest.to_string(),
+            "media_type": image.descriptor.media_type,
+            "config": image.manifest.config.blob.digest.to_string(),
+            "platform": image.config.platform.to_string(),
+            "size": total,
+            "layers": summaries,
+        }));
+    }
+    println!("manifest   {}", image.descriptor.blob.digest);
+    println!("type       {}", image.descriptor.media_type);
+    println!("config     {}", image.manifest.config.blob.digest);
+    println!("platform   {}", image.config.platform);
+    if let Some(name) = image.selected.descriptor.ref_name() {
+        println!("name       {name}");
+    }
+    if let Some(source) = image.selected.recorded_source() {
+        println!("source     {source}");
+    }
+    println!("layers     {} ({})", layers.len(), size(total));
+    for layer in &summaries {
+        println!(
+            "{:>3}  {}  {:>10}  {}",
+            layer.number,
+            layer.digest,
+            size(layer.size),
+            layer.state
+        );
+        println!("     DiffID {}", layer.diff_id);
+        println!("     {}", layer.media_type);
+        println!("     {}", layer.how.describe(&size(layer.size)));
+    }
+    Ok(())
+}
+
+fn summarise(open: &OpenImage, number: usize, layer: &Layer) -> Result<LayerSummary> {
+    let state = match is_present(&open.image.selected.directory, &layer.blob) {
+        true => "local",
+        false if open.store.cache().open_blob(&layer.blob)?.is_some() => "cached",
+        false => "missing",
+    };
+    Ok(LayerSummary {
+        number,
+        digest: layer.blob.digest.to_string(),
+        diff_id: layer.diff_id.to_string(),
+        size: layer.blob.size,
+        media_type: layer.media_type.clone(),
+        state,
+        how: How::of(&open.store, layer)?,
+    })
+}
+
+/// Which layers say something about a path, lowest first, and what is there in the end.
+fn path_summary(context: &Context, open: &OpenImage, path: &str) -> Result<()> {
+    let layers = open.image.layers()?;
+    let (kind, policy) = (ViewKind::Rootfs, context.options.verify);
+    let blobs: Vec<_> = layers.iter().map(|l| l.blob).collect();
+    let build = images::build(&open.store, &open.image, kind, policy);
+    let shown = progress::show(&open.store, &blobs, context.options.quiet, build);
+    let view = context.runtime.block_on(shown)?;
+    let cleaned = path.split('/').filter(|c| !c.is_empty() && *c != ".").collect::<Vec<_>>();
+    let cleaned = cleaned.join("/");
+    let mut found = Vec::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let Some(index) = open.store.cache().load_index(&layer.blob.digest)? else { continue };
+        for event in provenance::events(&index, cleaned.as_bytes()) {
+            found.push(PathEvent {
+                layer: number,
+                digest: layer.blob.digest.to_string(),
+                what: describe(event),
+            });
+        }
+    }
+    let tree = view.tree();
+    let now = tree.find(cleaned.as_bytes()).and_then(|id| tree.node(id));
+    let origin = now.and_then(|n| n.origin);
+    let now = now.map(dump::describe);
+    if context.options.json {
+        let path = format!("/{cleaned}");
+        return print_json(&json!({"path": path, "now": now, "layer": origin, "events": found}));
+    }
+    println!("/{cleaned}");
+    for event in &found {
+        println!("{:>3}  {}  {}", event.layer, event.digest, event.what);
+    }
+    match (now, origin) {
+        (Some(line), Some(layer)) => println!("now  {line} (from layer {layer})"),
+        (Some(line), None) => println!("now  {line} (in no layer: a missing parent)"),
+        (None, _) => println!("now  absent"),
+    }
+    Ok(())
+}
+
+/// What one layer does to the path.
+#[derive(Serialize)]
+struct PathEvent {
+    layer: usize,
+    digest: String,
+    what: String,
+}
+
+fn describe(event: Event<'_>) -> String {
+    let at = |entry: &Entry| {
+        format!("/{} (tar offset {})", String::from_utf8_lossy(&entry.path), entry.offset)
+    };
+    match event {
+        Event::Sets(entry) => format!("sets {}", at(entry)),
+        Event::Removes(entry) => format!("removes it by {}", at(entry)),
+        Event::Hides(entry) => format!("hides it by {}", at(entry)),
+    }
+}

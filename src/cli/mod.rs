@@ -1,0 +1,57 @@
+//! The command line: wires `layout`, `fetch` and `fs` together. Configuration and the environment
+//! enter here and nowhere else.
+
+pub mod args;
+mod cache;
+mod context;
+mod exit;
+mod hydrate;
+mod inspect;
+mod logging;
+mod mount;
+mod progress;
+mod serve;
+mod sparse;
+mod status;
+mod units;
+mod unmount;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use context::Context;
+
+use crate::fetch::Result;
+
+/// Parses the arguments of this process, does what they say, and tells the exit code.
+pub fn main() -> ExitCode {
+    // clap ends the process itself: 0 after --help and --version, 2 for wrong usage.
+    let cli = Cli::parse();
+    let serves = matches!(&cli.command, Command::Mount(mount) if mount.background_child);
+    logging::start(&cli.options, serves);
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("layoutfs: {error}");
+            exit::code(&error)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let context = Context::new(&cli.options)?;
+    match &cli.command {
+        Command::Sparse(args) => sparse::run(&context, args)?,
+        Command::Mount(args) => return mount::run(&context, args),
+        Command::Unmount(args) => unmount::run(&context.run_directory()?, args)?,
+        Command::Hydrate(args) => hydrate::run(&context, args)?,
+        Command::Verify(args) => verify::run(&context, args)?,
+        Command::Inspect(args) => inspect::run(&context, args)?,
+        Command::Status(args) => status::run(&context, args)?,
+        Command::Cache(args) => cache::run(&context, args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,307 @@
+//! The daemon's side of `layoutfs mount`: serves a view until it is unmounted or told to end.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args;
+use super::context::{Context, OpenImage, absolute};
+use super::{mount, progress};
+use crate::fetch::how::How;
+use crate::fetch::{Error, ErrorKind, Result};
+use crate::fs::counters::Counters;
+use crate::fs::fuse::Shell;
+use crate::fs::images::{self, ViewKind};
+use crate::fs::mount::Mounted;
+use crate::fs::mounts::{Record, RunDirectory, find_mount, started_ticks};
+use crate::fs::overlay;
+use crate::fs::pending::Pending;
+use crate::fs::status::{self, LayerStatus, Status};
+use crate::layout::tree::Layer;
+
+/// How often to look whether the session has ended, or the overlay was unmounted by hand.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long open files may keep a detached mount, and with it the daemon, after SIGTERM.
+const DETACHED_ENDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Everything that a running mount consists of.
+struct Daemon<'a> {
+    context: &'a Context,
+    args: &'a args::Mount,
+    run: RunDirectory,
+    record: Record,
+    open: Arc<OpenImage>,
+    pending: Arc<Pending>,
+    counters: Arc<Counters>,
+}
+
+/// Mounts and serves. Returns when the mount is gone.
+///
+/// # Errors
+/// The image cannot be read, or the mount cannot be made.
+pub fn run(context: &Context, args: &args::Mount, mountpoint: PathBuf) -> Result<ExitCode> {
+    let open = context.open(&args.image)?;
+    mount::announce(context, &open)?;
+    let run = context.run_directory()?;
+    let lower = match &args.upper {
+        Some(_) => Some(run.make_lower(&mountpoint)?),
+        None => None,
+    };
+    let upper = match &args.upper {
+        Some(upper) => Some(absolute(upper)?),
+        None => None,
+    };
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    let record = Record {
+        mountpoint,
+        pid,
+        started_ticks: started_ticks(pid).unwrap_or(0),
+        image: args.image.clone(),
+        view: args.view.name().to_owned(),
+        lower,
+        upper,
+    };
+    let daemon = Daemon {
+        context,
+        args,
+        run,
+        record,
+        open: Arc::new(open),
+        pending: Arc::default(),
+        counters: Arc::default(),
+    };
+    daemon.serve()
+}
+
+impl Daemon<'_> {
+    fn serve(&self) -> Result<ExitCode> {
+        let shell = Shell {
+            view: self.pending.clone(),
+            counters: self.counters.clone(),
+            runtime: self.context.runtime.handle().clone(),
+            notifier: Arc::new(OnceLock::new()),
+        };
+        let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);
+        let mut mounted = Mounted::start(shell, view_at)?;
+        let served = self.serve_mounted(&mut mounted);
+        self.end(&mut mounted);
+        served
+    }
+
+    fn serve_mounted(&self, mounted: &mut Mounted) -> Result<ExitCode> {
+        self.run.write(&self.record)?;
+        status::serve(&self.run.socket(&self.record.mountpoint), self.reporter()?)?;
+        if self.args.no_wait {
+            self.context.runtime.spawn(self.build());
+        } else {
+            self.wait_for_view(mounted)?;
+        }
+        if let (Some(lower), Some(upper)) = (&self.record.lower, &self.record.upper) {
+            overlay::mount(lower, upper, &self.record.mountpoint)?;
+        }
+        if self.context.options.prefetch == "all" {
+            self.prefetch_all();
+        }
+        self.tell_ready()?;
+        self.context.runtime.block_on(self.wait_for_end(mounted));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Builds the view; after a failure anew whenever somebody asks.
+    fn build(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (open, pending) = (self.open.clone(), self.pending.clone());
+        let (kind, policy) = (self.args.view, self.context.options.verify);
+        async move {
+            let build = || images::build(&open.store, &open.image, kind, policy);
+            let failed = |error: &Error| tracing::error!(%error, "cannot build the view");
+            pending.build(build, failed).await;
+        }
+    }
+
+    /// Waits for the view, with progress bars. A failure ends the mount.
+    fn wait_for_view(&self, mounted: &Mounted) -> Result<()> {
+        let (open, kind, policy) = (&self.open, self.args.view, self.context.options.verify);
+        let blobs: Vec<_> = open.image.layers()?.iter().map(|l| l.blob).collect();
+        let build = images::build(&open.store, &open.image, kind, policy);
+        let shown = progress::show(&open.store, &blobs, self.context.options.quiet, build);
+        let ended = async {
+            Signals::new()?.wait(|| mounted.has_ended()).await;
+            Ok::<(), Error>(())
+        };
+        let view = self.context.runtime.block_on(async {
+            tokio::select! {
+                view = shown => view,
+                ended = ended => Err(ended.err().unwrap_or_else(interrupted)),
+            }
+        })?;
+        self.pending.set(view);
+        Ok(())
+    }
+
+    /// Brings everything that is not local, behind the readers' backs.
+    fn prefetch_all(&self) {
+        let open = self.open.clone();
+        self.context.runtime.spawn(async move {
+            let Ok(layers) = open.image.layers() else { return };
+            for layer in layers {
+                if let Err(error) = open.store.proved(&layer.blob, open.store.deadline()).await {
+                    tracing::warn!(layer = %layer.blob.digest, %error, "cannot prefetch");
+                }
+            }
+        });
+    }
+
+    fn tell_ready(&self) -> Result<()> {
+        if let Some(fd) = self.args.ready_fd {
+            // Opened by name, because a number from the command line proves nothing about who
+            // owns the descriptor.
+            let path = format!("/proc/self/fd/{fd}");
+            let told = std::fs::File::options()
+                .write(true)
+                .open(&path)
+                .and_then(|mut file| file.write_all(b"ready\n"));
+            told.map_err(|e| Error::local(format!("--ready-fd {fd}"), &e))?;
+        }
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::debug!(%error, "no service manager to tell");
+        }
+        if self.args.background_child {
+            mount::detach(&self.run.log(&self.record.mountpoint))?;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_end(&self, mounted: &Mounted) {
+        let overlay_at = self.record.lower.as_ref().map(|_| self.record.mountpoint.as_path());
+        let gone =
+            || mounted.has_ended() || overlay_at.is_some_and(|path| find_mount(path).is_none());
+        match Signals::new() {
+            Ok(signals) => signals.wait(gone).await,
+            Err(error) => tracing::error!(%error, "cannot wait for signals"),
+        }
+    }
+
+    /// Takes down what is still there: overlay, view, record.
+    fn end(&self, mounted: &mut Mounted) {
+        if self.record.lower.is_some() && find_mount(&self.record.mountpoint).is_some() {
+            let unmounted = crate::fs::mount::unmount_path(&self.record.mountpoint, true);
+            if let Err(error) = unmounted {
+                tracing::warn!(%error, "cannot unmount the overlay");
+            }
+        }
+        mounted.unmount();
+        let until = std::time::Instant::now() + DETACHED_ENDS_WITHIN;
+        while !mounted.has_ended() && std::time::Instant::now() < until {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        if let Some(upper) = &self.record.upper {
+            overlay::remove_work_directory(upper);
+        }
+        self.run.remove(&self.record.mountpoint);
+    }
+
+    fn reporter(&self) -> Result<impl Fn() -> Status + Send + 'static> {
+        let (open, pending) = (self.open.clone(), self.pending.clone());
+        let counters = self.counters.clone();
+        let record = self.record.clone();
+        let log = self.run.log(&record.mountpoint);
+        let layers = match self.args.view {
+            ViewKind::Layout => open.image.layers().unwrap_or_default(),
+            _ => open.image.layers()?,
+        };
+        Ok(move || report(&record, &open, &layers, &pending, &counters, &log))
+    }
+}
+
+fn report(
+    record: &Record,
+    open: &OpenImage,
+    layers: &[Layer],
+    pending: &Pending,
+    counters: &Counters,
+    log: &Path,
+) -> Status {
+    let asked = open.asked.now();
+    let messages: BTreeMap<String, u64> =
+        counters.messages().into_iter().map(|(n, c)| (n.to_owned(), c)).collect();
+    Status {
+        mountpoint: record.mountpoint.clone(),
+        image: record.image.clone(),
+        view: record.view.clone(),
+        pid: record.pid,
+        ready: pending.get().is_some(),
+        layers: layers.iter().map(|layer| layer_status(open, layer)).collect(),
+        requests: asked.requests,
+        retries: asked.retries,
+        errors: asked.errors,
+        bytes_fetched: asked.bytes,
+        bytes_read: counters.bytes_read(),
+        bytes_total: layers.iter().map(|l| l.blob.size).sum(),
+        read_errors: counters.read_errors(),
+        messages,
+        log: log.to_owned(),
+    }
+}
+
+fn layer_status(open: &OpenImage, layer: &Layer) -> LayerStatus {
+    let resident = match open.store.progress(&layer.blob) {
+        Some(progress) => progress.resident,
+        None => match open.store.open_local(&layer.blob) {
+            Ok(Some(_)) => layer.blob.size,
+            _ => 0,
+        },
+    };
+    let how = How::of(&open.store, layer)
+        .map(|how| how.describe(&super::units::size(layer.blob.size)))
+        .unwrap_or_else(|error| error.to_string());
+    LayerStatus {
+        digest: layer.blob.digest.to_string(),
+        diff_id: layer.diff_id.to_string(),
+        size: layer.blob.size,
+        media_type: layer.media_type.clone(),
+        how,
+        resident,
+    }
+}
+
+/// The signals that end a mount.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(|e| Error::local("cannot listen for signals", &e));
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for a signal, or until `gone` says yes.
+    async fn wait(mut self, gone: impl Fn() -> bool) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => return,
+                _ = ticks.tick() => if gone() { return },
+            }
+        }
+    }
+}
+
+/// A view that is not ready when its mount ends.
+fn interrupted() -> Error {
+    Error::new(ErrorKind::Local, "interrupted before the tree was there")
+}

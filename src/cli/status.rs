@@ -1,0 +1,98 @@
+//! `layoutfs status`.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use super::args;
+use super::context::{Context, print_json};
+use super::units::size;
+use crate::fetch::{Error, ErrorKind, Result};
+use crate::fs::mounts::canonical_mountpoint;
+use crate::fs::status::{Status, query};
+
+/// How often `--watch` shows it again.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+pub fn run(context: &Context, args: &args::Status) -> Result<()> {
+    loop {
+        show(context, args)?;
+        if !args.watch {
+            return Ok(());
+        }
+        std::thread::sleep(WATCH_EVERY);
+        if std::io::stdout().is_terminal() && !context.options.json {
+            // Home and clear: the same place on the screen each time.
+            print!("\x1b[H\x1b[2J");
+        }
+    }
+}
+
+fn show(context: &Context, args: &args::Status) -> Result<()> {
+    let run = context.run_directory()?;
+    if let Some(mountpoint) = &args.mountpoint {
+        let mountpoint = canonical_mountpoint(mountpoint)?;
+        let shown = mountpoint.display();
+        let message = match run.read(&mountpoint) {
+            None => format!("{shown}: no mount of layoutfs is known there"),
+            Some(record) if !record.is_alive() => format!(
+                "{shown}: its daemon (process {}) is gone; `layoutfs unmount {shown}` clears what \
+                 it left, and its log is {}",
+                record.pid,
+                run.log(&mountpoint).display()
+            ),
+            Some(_) => String::new(),
+        };
+        if !message.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+        let status = query(&run.socket(&mountpoint))?;
+        if context.options.json {
+            return print_json(&status);
+        }
+        print(&status);
+        return Ok(());
+    }
+    let alive = run.all().into_iter().filter(|record| record.is_alive());
+    let statuses: Vec<Status> =
+        alive.filter_map(|record| query(&run.socket(&record.mountpoint)).ok()).collect();
+    if context.options.json {
+        return print_json(&statuses);
+    }
+    statuses.iter().for_each(print);
+    if statuses.is_empty() {
+        context.say(format_args!("nothing is mounted"));
+    }
+    Ok(())
+}
+
+fn print(status: &Status) {
+    let ready = if status.ready { "" } else { ", not ready yet" };
+    println!(
+        "{}: {} of {}{ready} (process {})",
+        status.mountpoint.display(),
+        status.view,
+        status.image,
+        status.pid
+    );
+    for (number, layer) in status.layers.iter().enumerate() {
+        let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
+        let (resident, total) = (size(layer.resident), size(layer.size));
+        println!("  layer {number:>2}  {digest}  {resident} of {total}  {}", layer.how);
+    }
+    println!(
+        "  fetched {} of {} in {} requests ({} tried again, {} failed)",
+        size(status.bytes_fetched),
+        size(status.bytes_total),
+        status.requests,
+        status.retries,
+        status.errors
+    );
+    let messages: Vec<String> = status.messages.iter().map(|(n, c)| format!("{n} {c}")).collect();
+    println!(
+        "  read {}; {} reads failed; messages: {}",
+        size(status.bytes_read),
+        status.read_errors,
+        messages.join(", ")
+    );
+    println!("  log {}", status.log.display());
+}
