@@ -1,0 +1,184 @@
+//! Mounts come and go cleanly, whatever happens to their daemon or their registry.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::support::faults::{Action, Fault};
+use crate::support::image::{Image, ImageBuilder};
+use crate::support::layer::{Compression, LayerBuilder};
+use crate::support::mount::{Mount, Room, mountpoints};
+use crate::support::registry::Registry;
+
+fn setting() -> (Registry, Image, Arc<Room>, String) {
+    let (registry, room) = (Registry::start(), Room::new());
+    let layer = LayerBuilder::text("dir etc\nfile etc/name = layoutfs\\n\nfile etc/other *300000");
+    let image = ImageBuilder::new().layer(layer, Compression::Gzip).build();
+    image.push(&registry, "team/app", "v1");
+    let layout = room.path().join("layout").display().to_string();
+    room.layoutfs(&["sparse", &registry.reference("team/app", "v1"), "--to", &layout]);
+    (registry, image, room, layout)
+}
+
+fn pid(mount: &Mount) -> i64 {
+    let path = mount.path().display().to_string();
+    let json = mount.room().layoutfs(&["status", "--json", &path]);
+    let status: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    status["pid"].as_i64().expect("a process")
+}
+
+fn signal(pid: i64, signal: &str) {
+    let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+}
+
+/// Waits for what must become true soon; a machine under load may take long.
+fn until(what: &str, is_true: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_true() {
+        assert!(started.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_mounted(path: &Path) -> bool {
+    mountpoints().iter().any(|mounted| mounted == path)
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_mount_that_mount_and_unmount_clear() {
+    let (_registry, _, room, layout) = setting();
+    let mount = room.mount(&layout, &[]);
+    let mnt = mount.path().display().to_string();
+    signal(pid(&mount), "-9");
+    until("the mount dies", || fs::read_dir(mount.path()).is_err());
+    let outcome = room.run(&["status", &mnt]);
+    assert_eq!(outcome.code(), Some(5), "{outcome}");
+    room.layoutfs(&["mount", &layout, &mnt]);
+    assert_eq!(fs::read(mount.path().join("etc/name")).expect("read"), b"layoutfs\n");
+    signal(pid(&mount), "-9");
+    until("the mount dies", || fs::read_dir(mount.path()).is_err());
+    room.layoutfs(&["unmount", &mnt]);
+    assert!(!is_mounted(mount.path()));
+    // Idempotent; and the guard does it once more.
+    room.layoutfs(&["unmount", &mnt]);
+}
+
+#[test]
+fn sigterm_unmounts_even_with_open_files() {
+    let (_registry, _, room, layout) = setting();
+    let mount = room.mount(&layout, &[]);
+    let file = File::open(mount.path().join("etc/name")).expect("opened");
+    let daemon = pid(&mount);
+    signal(daemon, "-TERM");
+    until("it is unmounted", || !is_mounted(mount.path()));
+    until("the daemon ends", || !Path::new(&format!("/proc/{daemon}")).exists());
+    drop(file);
+}
+
+#[test]
+fn a_busy_mount_is_refused_with_9_and_detached_with_lazy() {
+    let (_registry, _, room, layout) = setting();
+    let mount = room.mount(&layout, &[]);
+    let mnt = mount.path().display().to_string();
+    let file = File::open(mount.path().join("etc/name")).expect("opened");
+    let outcome = room.run(&["unmount", &mnt]);
+    assert_eq!(outcome.code(), Some(9), "{outcome}");
+    assert!(outcome.stderr.contains("--lazy"), "{outcome}");
+    assert!(is_mounted(mount.path()));
+    room.layoutfs(&["unmount", "--lazy", &mnt]);
+    assert!(!is_mounted(mount.path()));
+    drop(file);
+}
+
+#[test]
+fn a_live_mount_is_not_mounted_over() {
+    let (_registry, _, room, layout) = setting();
+    let mount = room.mount(&layout, &[]);
+    let outcome = room.run(&["mount", &layout, &mount.path().display().to_string()]);
+    assert_eq!(outcome.code(), Some(9), "{outcome}");
+}
+
+#[test]
+fn no_wait_returns_before_the_first_byte_came_and_lookups_wait() {
+    let (registry, image, room, layout) = setting();
+    registry.inject(Fault::new(Action::Stall).blob(&image.layers[0].digest).times(1));
+    let mount = room.mount(&layout, &["--no-wait", "--deadline", "1s"]);
+    // The first attempt stalls until its deadline, and is tried again.
+    until("the tree answers", || {
+        fs::read(mount.path().join("etc/name")).is_ok_and(|bytes| bytes == b"layoutfs\n")
+    });
+}
+
+#[test]
+fn a_dead_registry_fails_a_read_within_the_deadline_and_not_a_cached_one() {
+    let (registry, image, room, layout) = setting();
+    let mount = room.mount(&layout, &["--view", "all", "--deadline", "500ms"]);
+    let name = mount.path().join("rootfs/etc/name");
+    assert_eq!(fs::read(&name).expect("read"), b"layoutfs\n");
+    room.layoutfs(&["cache", "prune"]);
+    registry.pause();
+    assert_eq!(fs::read(&name).expect("cached by the kernel"), b"layoutfs\n");
+    assert!(mount.path().join("rootfs/etc/other").exists(), "the tree answers");
+    let second = room.mount(&layout, &["--view", "layout", "--deadline", "500ms"]);
+    let blob = second.path().join("blobs/sha256").join(image.layers[0].digest.hex());
+    let error = fs::read(&blob).expect_err("nobody has it");
+    assert!(matches!(error.raw_os_error(), Some(5 | 110)), "EIO or ETIMEDOUT: {error}");
+    registry.resume();
+    assert_eq!(fs::read(&blob).expect("recovered without a remount"), image.layers[0].blob);
+}
+
+#[test]
+fn a_stalled_read_is_etimedout() {
+    let (registry, image, room, layout) = setting();
+    registry.inject(Fault::new(Action::Stall).blob(&image.layers[0].digest).always());
+    let mount = room.mount(&layout, &["--view", "layout", "--deadline", "300ms"]);
+    let blob = mount.path().join("blobs/sha256").join(image.layers[0].digest.hex());
+    let error = fs::read(&blob).expect_err("it stalls");
+    assert_eq!(error.raw_os_error(), Some(110), "ETIMEDOUT: {error}");
+}
+
+#[test]
+fn foreground_stays_until_it_is_unmounted_and_tells_ready_on_a_descriptor() {
+    let (_registry, _, room, layout) = setting();
+    let mnt = room.path().join("mnt");
+    fs::create_dir(&mnt).expect("a directory");
+    let mnt = mnt.display().to_string();
+    let mut command = room.command(&["mount", &layout, &mnt, "--foreground", "--ready-fd", "1"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().expect("started");
+    let mut ready = [0; 6];
+    let mut out = child.stdout.take().expect("piped");
+    std::io::Read::read_exact(&mut out, &mut ready).expect("it says so");
+    assert_eq!(&ready, b"ready\n");
+    assert_eq!(fs::read(Path::new(&mnt).join("etc/name")).expect("read"), b"layoutfs\n");
+    assert!(child.try_wait().expect("asked").is_none(), "it stays");
+    room.layoutfs(&["unmount", &mnt]);
+    assert!(child.wait().expect("ended").success());
+}
+
+#[test]
+fn changes_go_to_the_upper_directory_and_nothing_else_does() {
+    let (_registry, _, room, layout) = setting();
+    let upper = room.path().join("up:per, with \\ all");
+    let mount = room.mount(&layout, &["--upper", &upper.display().to_string()]);
+    fs::write(mount.path().join("etc/new"), b"new").expect("written");
+    fs::remove_file(mount.path().join("etc/other")).expect("removed");
+    fs::rename(mount.path().join("etc/new"), mount.path().join("etc/newer")).expect("renamed");
+    assert!(!mount.path().join("etc/other").exists());
+    mount.unmount();
+    let mut names: Vec<_> = fs::read_dir(upper.join("etc"))
+        .expect("the upper directory")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["newer", "other"]);
+    let beside = fs::read_dir(room.path()).expect("listed").filter(|entry| {
+        let name = entry.as_ref().expect("an entry").file_name();
+        name.to_string_lossy().contains("layoutfs-work")
+    });
+    assert_eq!(beside.count(), 0, "the work directory is gone");
+    let again = room.mount(&layout, &["--upper", &upper.display().to_string()]);
+    assert_eq!(fs::read(again.path().join("etc/newer")).expect("kept"), b"new");
+}

@@ -1,0 +1,150 @@
+//! Bytes that are not what their digest says are never passed off as good.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use crate::support::faults::{Action, Fault};
+use crate::support::image::{Fill, Image, ImageBuilder};
+use crate::support::layer::{Compression, LayerBuilder, generated};
+use crate::support::mount::Room;
+use crate::support::registry::Registry;
+
+const BIG_BYTES: usize = 3 << 20;
+
+fn setting() -> (Registry, Image, Arc<Room>, String) {
+    let (registry, room) = (Registry::start(), Room::new());
+    let layer = LayerBuilder::new().file("big", 0o644, generated("x", BIG_BYTES));
+    let image = ImageBuilder::new().layer(layer, Compression::Gzip).build();
+    image.push(&registry, "team/app", "v1");
+    let layout = room.path().join("layout").display().to_string();
+    room.layoutfs(&["sparse", &registry.reference("team/app", "v1"), "--to", &layout]);
+    (registry, image, room, layout)
+}
+
+fn read_at(file: &File, at: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, at)?;
+    Ok(bytes)
+}
+
+#[test]
+fn a_rootfs_is_not_mounted_from_a_wrong_blob_and_is_from_a_right_one() {
+    let (registry, image, room, layout) = setting();
+    let digest = image.layers[0].digest;
+    registry.inject(Fault::new(Action::WrongBytes { at: 4000 }).blob(&digest).always());
+    let mnt = room.path().join("mnt").display().to_string();
+    fs::create_dir(&mnt).expect("a directory");
+    let outcome = room.run(&["mount", &layout, &mnt]);
+    assert_eq!(outcome.code(), Some(7), "{outcome}");
+    assert!(outcome.stderr.contains(&digest.to_string()), "{outcome}");
+    assert_eq!(fs::read_dir(&mnt).expect("not mounted").count(), 0);
+    registry.clear_faults();
+    let mount = room.mount(&layout, &[]);
+    assert_eq!(fs::read(mount.path().join("big")).expect("read"), generated("x", BIG_BYTES));
+}
+
+#[test]
+fn a_streamed_blob_ends_in_eio_when_its_last_byte_is_wrong_and_is_fetched_again() {
+    let (registry, image, room, layout) = setting();
+    let layer = &image.layers[0];
+    let last = layer.blob.len() as u64 - 1;
+    registry.inject(Fault::new(Action::WrongBytes { at: last }).blob(&layer.digest).always());
+    let mount = room.mount(&layout, &["--view", "layout"]);
+    let path = mount.path().join("blobs/sha256").join(layer.digest.hex());
+    let file = File::open(&path).expect("opened");
+    // What comes before the end may be seen in order, as it arrives.
+    assert_eq!(read_at(&file, 0, 4096).expect("the beginning"), layer.blob[..4096]);
+    let end = read_at(&file, last - 10, 11).expect_err("never the end");
+    assert_eq!(end.raw_os_error(), Some(5), "EIO: {end}");
+    let whole = fs::read(&path).expect_err("nor the whole");
+    assert_eq!(whole.raw_os_error(), Some(5), "EIO: {whole}");
+    registry.clear_faults();
+    assert_eq!(fs::read(&path).expect("the next read tries again"), layer.blob);
+}
+
+#[test]
+fn wrong_bytes_in_the_middle_are_gone_from_every_cache_after_the_right_ones_came() {
+    let (registry, image, room, layout) = setting();
+    let layer = &image.layers[0];
+    registry.inject(Fault::new(Action::WrongBytes { at: 100 }).blob(&layer.digest).always());
+    let mount = room.mount(&layout, &["--view", "layout"]);
+    let path = mount.path().join("blobs/sha256").join(layer.digest.hex());
+    assert!(fs::read(&path).is_err());
+    registry.clear_faults();
+    // The kernel drops the pages after the failed read was answered: a reader may be quicker.
+    for _ in 0..100 {
+        match fs::read(&path) {
+            Ok(bytes) if bytes == layer.blob => return,
+            _ => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    }
+    panic!("the right bytes never came");
+}
+
+#[test]
+fn strict_shows_no_byte_of_a_wrong_blob() {
+    let (registry, image, room, layout) = setting();
+    let layer = &image.layers[0];
+    let last = layer.blob.len() as u64 - 1;
+    registry.inject(Fault::new(Action::WrongBytes { at: last }).blob(&layer.digest).always());
+    let mount = room.mount(&layout, &["--view", "layout", "--verify", "strict"]);
+    let path = mount.path().join("blobs/sha256").join(layer.digest.hex());
+    let file = File::open(&path).expect("opened");
+    let first = read_at(&file, 0, 1).expect_err("not even the first byte");
+    assert_eq!(first.raw_os_error(), Some(5), "EIO: {first}");
+    registry.clear_faults();
+    assert_eq!(fs::read(&path).expect("the next read tries again"), layer.blob);
+}
+
+#[test]
+fn a_damaged_blob_of_the_layout_itself_is_fetched_instead() {
+    let (registry, image, room, _) = setting();
+    let layout = room.path().join("full");
+    image.write_layout(&layout, "v1", Fill::Full);
+    let blob = layout.join("blobs/sha256").join(image.layers[0].digest.hex());
+    let mut bytes = fs::read(&blob).expect("read");
+    bytes[5000] ^= 1;
+    fs::write(&blob, &bytes).expect("damaged");
+    let source = format!("{}/team/app", registry.host());
+    let mount = room.mount(&layout.display().to_string(), &["--source", &source]);
+    assert_eq!(fs::read(mount.path().join("big")).expect("read"), generated("x", BIG_BYTES));
+}
+
+#[test]
+fn a_layer_with_another_diff_id_is_refused() {
+    let room = Room::new();
+    let registry = Registry::start();
+    let tar = LayerBuilder::new().file("a", 0o644, "true").tar();
+    let other = LayerBuilder::new().file("a", 0o644, "else").tar();
+    let blob = Compression::Gzip.compress(&other);
+    let image = ImageBuilder::new().layer_of_blob(&tar, blob, Compression::Gzip).build();
+    image.push(&registry, "team/app", "v1");
+    let mnt = room.path().join("mnt").display().to_string();
+    fs::create_dir(&mnt).expect("a directory");
+    let reference = format!("docker://{}", registry.reference("team/app", "v1"));
+    let outcome = room.run(&["mount", &reference, &mnt]);
+    assert_eq!(outcome.code(), Some(7), "{outcome}");
+    assert!(outcome.stderr.contains("DiffID"), "{outcome}");
+}
+
+#[test]
+fn a_span_that_was_damaged_on_disk_is_fetched_again() {
+    let (registry, room) = (Registry::start(), Room::new());
+    let layer = LayerBuilder::new().file("big", 0o644, generated("x", BIG_BYTES));
+    let image = ImageBuilder::new().layer(layer, Compression::Plain).build();
+    image.push(&registry, "team/app", "v1");
+    let reference = format!("docker://{}", registry.reference("team/app", "v1"));
+    room.mount(&reference, &[]).unmount();
+    let digest = image.layers[0].digest;
+    let blob = room.cache_dir().join("v1/blobs/sha256").join(digest.hex());
+    let mut bytes = fs::read(&blob).expect("it was kept");
+    bytes[2 << 20] ^= 1;
+    fs::write(&blob, &bytes).expect("damaged");
+    registry.clear();
+    let mount = room.mount(&reference, &[]);
+    assert_eq!(fs::read(mount.path().join("big")).expect("read"), generated("x", BIG_BYTES));
+    let sent = registry.bytes_sent(&digest);
+    assert!(sent > 0 && sent <= 2 << 20, "only the damaged span: {sent}");
+}
