@@ -22,9 +22,22 @@ fn split(bytes: &[u8]) -> (usize, &[u8]) {
     }
 }
 
-/// Entries do not depend on how the archive arrives, and keep the rules of an index.
+/// Entries do not depend on how the archive arrives, and keep the rules of an index. Checksums are
+/// made right for a second try: a fuzzer would hardly ever change a header otherwise.
 pub fn tar(bytes: &[u8]) {
     let (size, archive) = split(bytes);
+    read_tar(size, archive);
+    let mut sealed = archive.to_vec();
+    let headers = sealed.chunks_exact_mut(512).filter(|record| record[257..].starts_with(b"ustar"));
+    for header in headers {
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+    read_tar(size, &sealed);
+}
+
+fn read_tar(size: usize, archive: &[u8]) {
     let pieces = parse(archive.chunks(size));
     assert_eq!(pieces, parse([archive].into_iter()));
     let Ok(entries) = pieces else { return };
