@@ -8,6 +8,7 @@ mod listing_works;
 mod merge_model;
 mod mounts;
 mod proofs;
+mod real;
 mod registry;
 mod requests;
 mod source_suite;
