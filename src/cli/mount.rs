@@ -52,6 +52,8 @@ fn free_mountpoint(context: &Context, path: &Path) -> Result<PathBuf> {
     let run = context.run_directory()?;
     let record = run.read(&mountpoint);
     match &record {
+        // A daemon whose mount was detached lives until its last user ends; the name is free.
+        Some(record) if record.is_alive() && find_mount(&mountpoint).is_none() => {}
         Some(record) if record.is_alive() => {
             let message = format!(
                 "{} is mounted already, by process {} ({}): `layoutfs unmount` first",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -85,16 +85,17 @@ impl Daemon<'_> {
             view: self.pending.clone(),
             counters: self.counters.clone(),
             runtime: self.context.runtime.handle().clone(),
-            notifier: Arc::new(OnceLock::new()),
+            notifier: Arc::default(),
+            ended: Arc::default(),
         };
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);
-        let mut mounted = Mounted::start(shell, view_at)?;
-        let served = self.serve_mounted(&mut mounted);
-        self.end(&mut mounted);
+        let mounted = Mounted::start(shell, view_at)?;
+        let served = self.serve_mounted(&mounted);
+        self.end(&mounted);
         served
     }
 
-    fn serve_mounted(&self, mounted: &mut Mounted) -> Result<ExitCode> {
+    fn serve_mounted(&self, mounted: &Mounted) -> Result<ExitCode> {
         self.run.write(&self.record)?;
         status::serve(&self.run.socket(&self.record.mountpoint), self.reporter()?)?;
         if self.args.no_wait {
@@ -188,7 +189,7 @@ impl Daemon<'_> {
     }
 
     /// Takes down what is still there: overlay, view, record.
-    fn end(&self, mounted: &mut Mounted) {
+    fn end(&self, mounted: &Mounted) {
         if self.record.lower.is_some() && find_mount(&self.record.mountpoint).is_some() {
             let unmounted = crate::fs::mount::unmount_path(&self.record.mountpoint, true);
             if let Err(error) = unmounted {
@@ -203,7 +204,7 @@ impl Daemon<'_> {
         if let Some(upper) = &self.record.upper {
             overlay::remove_work_directory(upper);
         }
-        self.run.remove(&self.record.mountpoint);
+        self.run.remove(&self.record);
     }
 
     fn reporter(&self) -> Result<impl Fn() -> Status + Send + 'static> {

@@ -65,7 +65,7 @@ pub fn clear(
         if let Some(upper) = &record.upper {
             overlay::remove_work_directory(upper);
         }
-        run.remove(mountpoint);
+        run.remove(record);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use fuser::{
@@ -42,6 +43,8 @@ pub struct Shell {
     pub runtime: Handle,
     /// Set once the session runs.
     pub notifier: Arc<OnceLock<Notifier>>,
+    /// Set when the session has ended.
+    pub ended: Arc<AtomicBool>,
 }
 
 /// A reply that can be refused.
@@ -102,6 +105,15 @@ impl Filesystem for Shell {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         request_capabilities(config);
         Ok(())
+    }
+
+    /// The session has ended. This thread never goes on: fuser would now unmount whatever is at the
+    /// path of the mount, which may be another daemon's by now. It ends with the process.
+    fn destroy(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        loop {
+            std::thread::park();
+        }
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

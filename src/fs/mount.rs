@@ -7,13 +7,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fuser::{
-    Config, InitFlags, KernelConfig, MountOption, Notifier, Session, SessionACL, SessionUnmounter,
-};
+use fuser::{Config, InitFlags, KernelConfig, MountOption, Notifier, Session, SessionACL};
 use rustix::mount::UnmountFlags;
 
 use super::fuse::Shell;
@@ -72,11 +70,12 @@ fn options(root: bool) -> Config {
     config
 }
 
-/// A mounted view, served by threads of this process.
+/// A mounted view, served by threads of this process until it ends.
 pub struct Mounted {
     mountpoint: PathBuf,
-    unmounter: SessionUnmounter,
-    session: JoinHandle<io::Result<()>>,
+    /// The mount's device number: tells it from another mount that took the mount point since.
+    device: Option<String>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Mounted {
@@ -87,32 +86,35 @@ impl Mounted {
     pub fn start(shell: Shell, mountpoint: &Path) -> Result<Self> {
         let root = rustix::process::geteuid().is_root();
         let notifier: Arc<OnceLock<Notifier>> = shell.notifier.clone();
-        let mut session = Session::new(shell, mountpoint, &options(root))
+        let ended = shell.ended.clone();
+        let session = Session::new(shell, mountpoint, &options(root))
             .map_err(|e| cannot_mount(mountpoint, &e))?;
         let _ = notifier.set(session.notifier());
-        let unmounter = session.unmount_callable();
-        let session = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("session".to_owned())
             .spawn(move || session.run())
             .map_err(|e| Error::local("cannot start a thread", &e))?;
-        if root {
-            raise_read_ahead(mountpoint);
+        let device = super::mounts::find_mount(mountpoint).map(|m| m.device);
+        if let (true, Some(device)) = (root, &device) {
+            raise_read_ahead(device);
         }
-        Ok(Mounted { mountpoint: mountpoint.to_owned(), unmounter, session })
+        Ok(Mounted { mountpoint: mountpoint.to_owned(), device, ended })
     }
 
     /// The session has ended: somebody unmounted.
     pub fn has_ended(&self) -> bool {
-        self.session.is_finished()
+        self.ended.load(Ordering::Acquire)
     }
 
-    /// Unmounts, lazily when busy, so that the name is free in any case.
-    pub fn unmount(&mut self) {
-        if self.session.is_finished() {
+    /// Unmounts, lazily when busy, so that the name is free in any case. A mount that somebody else
+    /// has put there since is left alone.
+    pub fn unmount(&self) {
+        let there = super::mounts::find_mount(&self.mountpoint).map(|m| m.device);
+        if self.has_ended() || there.is_none() || there != self.device {
             return;
         }
-        if let Err(error) = self.unmounter.unmount() {
-            tracing::info!(%error, "mount is busy: detaching it");
+        if let Err(error) = unmount_path(&self.mountpoint, false) {
+            tracing::info!(%error, "detaching the mount");
             if let Err(error) = unmount_path(&self.mountpoint, true) {
                 tracing::warn!(%error, "cannot detach the mount");
             }
@@ -138,8 +140,7 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
 }
 
 /// Larger READs, where we may: through the mount's backing device in sysfs.
-fn raise_read_ahead(mountpoint: &Path) {
-    let Some(device) = super::mounts::find_mount(mountpoint).map(|m| m.device) else { return };
+fn raise_read_ahead(device: &str) {
     let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB) {
         tracing::debug!(path, %error, "read-ahead stays at the kernel's default");

@@ -123,8 +123,15 @@ impl RunDirectory {
         records
     }
 
-    /// Forgets a mount that is no more. The log stays, for whoever asks why.
-    pub fn remove(&self, mountpoint: &Path) {
+    /// Forgets a mount that is no more, unless another daemon has taken its mount point since. The
+    /// log stays, for whoever asks why.
+    pub fn remove(&self, record: &Record) {
+        let mountpoint = &record.mountpoint;
+        let is_same =
+            |other: &Record| (other.pid, other.started_ticks) == (record.pid, record.started_ticks);
+        if self.read(mountpoint).is_some_and(|other| !is_same(&other)) {
+            return;
+        }
         for suffix in ["json", "sock"] {
             let _ = std::fs::remove_file(self.file(mountpoint, suffix));
         }
@@ -272,7 +279,9 @@ mod tests {
         run.write(&record).expect("written");
         assert_eq!(run.read(Path::new("/mnt/x")).expect("found").image, "oci:/layout");
         assert_eq!(run.all().len(), 1);
-        run.remove(Path::new("/mnt/x"));
+        run.remove(&Record { pid: 2, ..record.clone() });
+        assert_eq!(run.all().len(), 1, "another daemon's");
+        run.remove(&record);
         assert!(run.all().is_empty());
     }
 }

@@ -139,7 +139,7 @@ impl View {
         let arrival = match until {
             Until::Proved => self.store.proved(blob, deadline).await?,
             Until::Resident(_) => {
-                let arrival = self.store.arrival(blob).await?;
+                let arrival = self.store.arrival(blob, deadline).await?;
                 arrival.wait(until, deadline).await?;
                 arrival
             }

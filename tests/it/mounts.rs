@@ -90,7 +90,12 @@ fn a_busy_mount_is_refused_with_9_and_detached_with_lazy() {
     assert!(is_mounted(mount.path()));
     room.layoutfs(&["unmount", "--lazy", &mnt]);
     assert!(!is_mounted(mount.path()));
+    // The name is free at once, and what the old daemon cleans up later is not the new one's.
+    room.layoutfs(&["mount", &layout, &mnt]);
     drop(file);
+    assert_eq!(fs::read(mount.path().join("etc/name")).expect("read"), b"layoutfs\n");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(pid(&mount) > 0, "status still knows it");
 }
 
 #[test]
