@@ -64,21 +64,36 @@ pub struct Arrival {
     /// Where the bytes go; readable up to [`Progress::resident`].
     pub file: Arc<File>,
     progress: watch::Receiver<Progress>,
-    /// What a file that is not ours looked like when it was opened: somebody may write to it.
-    seen: Option<Stamp>,
+    origin: Origin,
+}
+
+/// Where an arrival has its bytes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A source; the file is the cache's part.
+    Source,
+    /// The cache, where it was whole already.
+    Cache,
+    /// A file that is not ours, and what it looked like when it was opened: somebody may write to
+    /// it.
+    Layout(Stamp),
 }
 
 /// Changes whenever somebody writes to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     len: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
 impl Stamp {
-    fn of(file: &File) -> std::io::Result<Self> {
-        let meta = file.metadata()?;
+    /// Of an open file.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub fn of(file: &File) -> Result<Self> {
+        let meta = file.metadata().map_err(|e| Error::local("cannot stat a local blob", &e))?;
         Ok(Stamp {
             len: meta.len(),
             modified: (meta.mtime(), meta.mtime_nsec()),
@@ -122,16 +137,12 @@ impl Arrival {
             };
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
-        Ok(Arc::new(Arrival { blob, file, progress, seen: None }))
+        Ok(Arc::new(Arrival { blob, file, progress, origin: Origin::Source }))
     }
 
-    /// Starts hashing a file that is whole already (a blob of a local layout): the same waiting,
-    /// no copy.
-    ///
-    /// # Errors
-    /// The file cannot be looked at.
-    pub fn start_local(blob: Blob, file: File) -> Result<Arc<Self>> {
-        let seen = Stamp::of(&file).map_err(|e| Error::local("cannot stat a local blob", &e))?;
+    /// Starts hashing a file that is whole already: the same waiting, no copy. What was right when
+    /// it was written is proved again, once a mount: disks forget.
+    pub fn start_local(blob: Blob, file: File, origin: Origin) -> Arc<Self> {
         let file = Arc::new(file);
         let (sender, progress) = watch::channel(Progress::default());
         let hashed = file.clone();
@@ -139,24 +150,20 @@ impl Arrival {
             let outcome = hash_file(&hashed, blob, &sender);
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
-        Ok(Arc::new(Arrival { blob, file, progress, seen: Some(seen) }))
+        Arc::new(Arrival { blob, file, progress, origin })
     }
 
-    /// The bytes are in a file that is not ours.
-    pub fn is_local(&self) -> bool {
-        self.seen.is_some()
+    /// Where the bytes come from.
+    pub fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// Nobody wrote to the file since it was opened (as far as its times tell).
     pub fn is_unchanged(&self) -> bool {
-        self.seen.is_none_or(|seen| Stamp::of(&self.file).is_ok_and(|now| now == seen))
-    }
-
-    /// A blob that is here and proved.
-    pub fn finished(blob: Blob, file: File) -> Arc<Self> {
-        let done = Progress { resident: blob.size, arrived: blob.size, outcome: Some(Ok(())) };
-        let (_, progress) = watch::channel(done);
-        Arc::new(Arrival { blob, file: Arc::new(file), progress, seen: None })
+        match self.origin {
+            Origin::Layout(seen) => Stamp::of(&self.file).is_ok_and(|now| now == seen),
+            Origin::Source | Origin::Cache => true,
+        }
     }
 
     /// How far it is now.

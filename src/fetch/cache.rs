@@ -7,6 +7,7 @@
 //! <dir>/v1/blobs/<alg>/<hex>.lock    held by the one process that streams the blob
 //! <dir>/v1/indexes/<alg>-<hex>       the `LayerIndex` of the layer blob of that digest
 //! <dir>/v1/decoded/<alg>-<hex>       an uncompressed layer, by DiffID, proved before it got this name
+//! <dir>/v1/decoded/<alg>-<hex>.sums  sha256 of each of its pieces (`decoded.rs`)
 //! <dir>/v1/layouts/<host>/...        sparse layouts made for `docker://` images
 //! ```
 //!
@@ -22,6 +23,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::decoded::Decoded;
 use super::error::{Error, Result};
 use crate::layout::index::{LayerIndex, saved};
 use crate::layout::range::{ByteRange, RangeSet};
@@ -132,12 +134,34 @@ impl Cache {
         open_sized(&self.blob_path(&blob.digest), blob.size)
     }
 
-    /// The uncompressed layer `diff_id` of `size` bytes, if it is here.
+    /// Removes a blob whose bytes are no longer what they were.
+    pub fn remove_blob(&self, blob: &Blob) {
+        let _ = std::fs::remove_file(self.blob_path(&blob.digest));
+    }
+
+    /// The uncompressed layer `diff_id` of `size` bytes, if it is here with its sums.
     ///
     /// # Errors
     /// Local trouble other than absence.
-    pub fn open_decoded(&self, diff_id: &Digest, size: u64) -> Result<Option<File>> {
-        open_sized(&self.keyed("decoded", diff_id), size)
+    pub fn open_decoded(&self, diff_id: &Digest, size: u64) -> Result<Option<Decoded>> {
+        let path = self.keyed("decoded", diff_id);
+        let Some(file) = open_sized(&path, size)? else { return Ok(None) };
+        let sums = match std::fs::read(path.with_extension("sums")) {
+            Ok(bytes) => bytes.as_chunks::<32>().0.to_vec(),
+            Err(_) => Vec::new(),
+        };
+        let decoded = Decoded::new(file, size, sums, false);
+        if decoded.is_none() {
+            self.remove_decoded(diff_id);
+        }
+        Ok(decoded)
+    }
+
+    /// Removes a decoded layer that is damaged.
+    pub fn remove_decoded(&self, diff_id: &Digest) {
+        let path = self.keyed("decoded", diff_id);
+        let _ = std::fs::remove_file(&path);
+        let _ = std::fs::remove_file(path.with_extension("sums"));
     }
 
     /// The part of a blob that is resident; a new, empty one if there is none.
@@ -162,6 +186,12 @@ impl Cache {
         let resident = read_map(&map, file_len(&file)?.min(blob.size))
             .map_err(|e| Error::local(format!("cannot read the map of {}", path.display()), &e))?;
         Ok(Part { file, resident, map })
+    }
+
+    /// How far the part of a blob reaches: grows while some process streams it. 0: there is none.
+    pub fn part_len(&self, blob: &Blob) -> u64 {
+        let path = self.blob_path(&blob.digest).with_extension("part");
+        path.metadata().map_or(0, |meta| meta.len())
     }
 
     /// Throws the part away: its bytes are wrong.
@@ -196,8 +226,20 @@ impl Cache {
     ///
     /// # Errors
     /// Local trouble.
-    pub fn publish_decoded(&self, diff_id: &Digest, file: tempfile::NamedTempFile) -> Result<()> {
-        persist(file, &self.keyed("decoded", diff_id))
+    pub fn publish_decoded(
+        &self,
+        diff_id: &Digest,
+        file: tempfile::NamedTempFile,
+        sums: &[[u8; 32]],
+    ) -> Result<()> {
+        let path = self.keyed("decoded", diff_id);
+        let mut sums_file = self.temporary("decoded")?;
+        sums_file
+            .write_all(sums.as_flattened())
+            .map_err(|e| Error::local("cannot write the sums of a layer", &e))?;
+        // The sums first: a decoded layer without them counts as absent.
+        persist(sums_file, &path.with_extension("sums"))?;
+        persist(file, &path)
     }
 
     /// The exclusive right to stream `blob`, unless another process has it.
@@ -307,8 +349,13 @@ impl Cache {
             {
                 return Err(Error::local(format!("cannot remove {}", item.path.display()), &e));
             }
-            if item.kind == ItemKind::Part {
-                let _ = std::fs::remove_file(item.path.with_extension("map"));
+            let beside = match item.kind {
+                ItemKind::Part => Some("map"),
+                ItemKind::Decoded => Some("sums"),
+                ItemKind::Blob | ItemKind::Index => None,
+            };
+            if let Some(suffix) = beside {
+                let _ = std::fs::remove_file(item.path.with_extension(suffix));
             }
             used = used.saturating_sub(item.disk_bytes);
             removed.push(item);

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 
 use super::arrival::{Arrival, Until};
 use super::cache::{Cache, read_exact_at};
+use super::decoded::{Decoded, Summing, Sums};
 use super::error::{Error, ErrorKind, Result};
 use super::layer::{SPAN_DECODED_BYTES_MAX, is_seekable};
 use super::store::Store;
@@ -46,7 +47,7 @@ pub struct Pass {
     /// The layer's index, saved in the cache already.
     pub index: LayerIndex,
     /// The uncompressed layer, if it was kept.
-    pub decoded: Option<File>,
+    pub decoded: Option<Decoded>,
 }
 
 /// Reads the whole of `layer` once. Tried once more when the bytes are wrong: they may be what an
@@ -68,7 +69,7 @@ pub async fn run(store: &Arc<Store>, layer: &Layer, keep: Keep) -> Result<Pass> 
 }
 
 async fn run_once(store: &Arc<Store>, layer: &Layer, keep: Keep) -> Result<Pass> {
-    let arrival = store.arrival(&layer.blob).await?;
+    let arrival = store.arrival(&layer.blob, store.deadline()).await?;
     let (store, layer) = (store.clone(), layer.clone());
     let handle = Handle::current();
     let pass = move || scan_arrival(&handle, &store, &layer, &arrival, keep);
@@ -112,10 +113,10 @@ fn scan_arrival(
     let index = scanned.into_index(diff_id);
     store.cache().save_index(&layer.blob.digest, &index)?;
     let decoded = match decoded {
-        Some(file) if keep == Keep::Decoded || !is_seekable(&index.spans) => {
+        Some((file, sums)) if keep == Keep::Decoded || !is_seekable(&index.spans) => {
             let handle = file.reopen().map_err(|e| Error::local("cannot open a layer", &e))?;
-            store.cache().publish_decoded(&diff_id, file)?;
-            Some(handle)
+            store.cache().publish_decoded(&diff_id, file, &sums)?;
+            Decoded::new(handle, index.tar_size, sums, true)
         }
         _ => None,
     };
@@ -242,23 +243,24 @@ impl Drop for Sink {
     }
 }
 
-fn hash_and_write(
-    cache: &Cache,
-    queue: &Receiver<Piece>,
-) -> Result<(Digest, Option<tempfile::NamedTempFile>)> {
+/// The DiffID, and the file of those pieces that were to be written.
+type Hashed = (Digest, Option<(tempfile::NamedTempFile, Sums)>);
+
+fn hash_and_write(cache: &Cache, queue: &Receiver<Piece>) -> Result<Hashed> {
     let mut hasher = Hasher::sha256();
-    let mut file: Option<tempfile::NamedTempFile> = None;
+    let mut file: Option<(tempfile::NamedTempFile, Summing)> = None;
     for piece in queue {
         hasher.update(&piece.bytes);
         if !piece.write {
             continue;
         }
-        let out = match &mut file {
+        let (out, summing) = match &mut file {
             Some(file) => file,
-            none => none.insert(cache.create_decoded()?),
+            none => none.insert((cache.create_decoded()?, Summing::default())),
         };
+        summing.update(&piece.bytes);
         out.write_all(&piece.bytes)
             .map_err(|e| Error::local("cannot write a decoded layer to the cache", &e))?;
     }
-    Ok((hasher.finish(), file))
+    Ok((hasher.finish(), file.map(|(file, summing)| (file, summing.finish()))))
 }

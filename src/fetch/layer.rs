@@ -4,14 +4,14 @@
 //! that cannot seek is decoded once into a file, which is proved as a whole. Reading chooses
 //! between them by the spans alone.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::{Bytes, BytesMut};
 
 use super::arrival::crop;
 use super::cache::{Part, read_exact_at};
+use super::decoded::Decoded;
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
 use super::store::Store;
@@ -38,7 +38,7 @@ pub struct LayerReader {
     /// Without its entries: reading needs only spans.
     index: LayerIndex,
     seekable: bool,
-    decoded: OnceLock<Arc<File>>,
+    decoded: RwLock<Option<Arc<Decoded>>>,
     decoding: Flights<()>,
     fetching: Flights<usize>,
     part: Mutex<Option<Part>>,
@@ -50,18 +50,18 @@ impl LayerReader {
         store: Arc<Store>,
         layer: Layer,
         index: &LayerIndex,
-        decoded: Option<File>,
+        decoded: Option<Decoded>,
     ) -> Result<Self> {
         let seekable = is_seekable(&index.spans);
         let decoded = match decoded {
-            Some(file) => Some(file),
+            Some(decoded) => Some(decoded),
             None if seekable => None,
             None => store.cache().open_decoded(&layer.diff_id, index.tar_size)?,
         };
         Ok(LayerReader {
             seekable,
             index: LayerIndex { entries: Vec::new(), spans: index.spans.clone(), ..*index },
-            decoded: decoded.map(|f| OnceLock::from(Arc::new(f))).unwrap_or_default(),
+            decoded: RwLock::new(decoded.map(Arc::new)),
             decoding: Flights::default(),
             fetching: Flights::default(),
             part: Mutex::default(),
@@ -78,9 +78,14 @@ impl LayerReader {
     /// Reads `tar` into `out` (of the same length) if that needs neither the network nor decoding.
     /// `None`: it does; use [`LayerReader::read`].
     pub fn read_now(&self, tar: ByteRange, out: &mut [u8]) -> Option<Result<()>> {
-        if let Some(file) = self.decoded.get() {
-            let read = file.read_exact_at(out, tar.start);
-            return Some(read.map_err(|e| self.local("cannot read a decoded layer", &e)));
+        if let Some(decoded) = self.decoded() {
+            return match decoded.read(tar, out) {
+                Err(error) if error.kind == ErrorKind::DigestMismatch => {
+                    self.discard_decoded(&error);
+                    None
+                }
+                read => Some(read),
+            };
         }
         for i in self.index.spans_for(tar) {
             let decoded = self.store.spans.get(&(self.layer.blob.digest, i))?;
@@ -104,10 +109,8 @@ impl LayerReader {
             return read.map(|()| out.freeze());
         }
         if !self.seekable {
-            let file = self.decode_whole(deadline).await?;
-            let read = tokio::task::spawn_blocking(move || read_exact_at(&file, tar));
-            let bytes = read.await.map_err(|e| Error::new(ErrorKind::Local, e.to_string()))??;
-            return Ok(bytes.into());
+            let decoded = self.decode_whole().await?;
+            return blocking(move || decoded.read(tar, &mut out).map(|()| out.freeze())).await;
         }
         let wanted: Vec<usize> = self.index.spans_for(tar).collect();
         for (i, decoded) in self.decode_spans(&wanted, deadline).await? {
@@ -116,25 +119,37 @@ impl LayerReader {
         Ok(out.freeze())
     }
 
-    /// The decoded file: made once, by a pass over the whole blob.
-    async fn decode_whole(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<File>> {
-        // The pass renews its own deadline with every byte that arrives; see `first_pass`.
-        let _ = deadline;
+    fn decoded(&self) -> Option<Arc<Decoded>> {
+        self.decoded.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The disk has changed a byte: decode again.
+    fn discard_decoded(&self, error: &Error) {
+        tracing::warn!(layer = %self.layer.blob.digest, %error, "decoding a layer again");
+        self.store.cache().remove_decoded(&self.layer.diff_id);
+        *self.decoded.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The decoded file: made once, by a pass over the whole blob, which keeps the deadline: it
+    /// fails when no byte arrives for too long.
+    async fn decode_whole(&self) -> Result<Arc<Decoded>> {
         let _alone = self.decoding.enter(()).await;
-        if let Some(file) = self.decoded.get() {
-            return Ok(file.clone());
+        if let Some(decoded) = self.decoded() {
+            return Ok(decoded);
         }
-        let file =
-            match self.store.cache().open_decoded(&self.layer.diff_id, self.index.tar_size)? {
-                Some(file) => file,
-                None => {
-                    let pass = first_pass::run(&self.store, &self.layer, first_pass::Keep::Decoded);
-                    pass.await?.decoded.ok_or_else(|| {
-                        Error::new(ErrorKind::Invalid, "a layer changed between two passes")
-                    })?
-                }
-            };
-        Ok(self.decoded.get_or_init(|| Arc::new(file)).clone())
+        let saved = self.store.cache().open_decoded(&self.layer.diff_id, self.index.tar_size)?;
+        let decoded = match saved {
+            Some(decoded) => decoded,
+            None => {
+                let pass = first_pass::run(&self.store, &self.layer, first_pass::Keep::Decoded);
+                pass.await?.decoded.ok_or_else(|| {
+                    Error::new(ErrorKind::Invalid, "a layer changed between two passes")
+                })?
+            }
+        };
+        let decoded = Arc::new(decoded);
+        *self.decoded.write().unwrap_or_else(PoisonError::into_inner) = Some(decoded.clone());
+        Ok(decoded)
     }
 
     /// The decoded spans `wanted` (ascending), from memory, disk or the source.
@@ -158,11 +173,11 @@ impl LayerReader {
         }
         for (i, bytes) in self.stored_spans(&missing, deadline).await? {
             let span = self.index.spans[i].clone();
-            let decode =
-                move || codec::decode_span(span.codec, &bytes, span.tar.len()).map(Bytes::from);
-            let plain = tokio::task::spawn_blocking(decode)
-                .await
-                .map_err(|e| Error::new(ErrorKind::Local, e.to_string()))??;
+            let decode = move || {
+                let plain = codec::decode_span(span.codec, &bytes, span.tar.len())?;
+                Ok(Bytes::from(plain))
+            };
+            let plain = blocking(decode).await?;
             self.store.spans.put(key(i), plain.clone());
             decoded.push((i, plain));
         }
@@ -261,10 +276,15 @@ impl LayerReader {
             tracing::warn!(%error, "reading on without keeping bytes on disk");
         }
     }
+}
 
-    fn local(&self, doing: &str, error: &std::io::Error) -> Error {
-        Error::local(format!("layer {}: {doing}", self.layer.blob.digest), error)
-    }
+/// Runs what computes or reads disks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Local, format!("a read ended early: {e}")))?
 }
 
 /// The bytes of `wanted` out of fetched pieces (ascending), which together contain them.

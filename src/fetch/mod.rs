@@ -6,6 +6,7 @@
 pub mod arrival;
 pub mod auth;
 pub mod cache;
+pub mod decoded;
 pub mod error;
 pub mod failover;
 pub mod first_pass;

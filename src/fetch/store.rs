@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::arrival::{Arrival, Progress, Until};
+use super::arrival::{Arrival, Origin, Progress, Stamp, Until};
 use super::cache::{Cache, StreamLock};
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
@@ -78,7 +78,7 @@ impl Store {
     ///
     /// # Errors
     /// The blob is nowhere, or local trouble.
-    pub async fn arrival(&self, blob: &Blob) -> Result<Arc<Arrival>> {
+    pub async fn arrival(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
         if let Some(arrival) = self.running(blob) {
             return Ok(arrival);
         }
@@ -86,7 +86,7 @@ impl Store {
         if let Some(arrival) = self.running(blob) {
             return Ok(arrival);
         }
-        let arrival = self.start(blob).await?;
+        let arrival = self.start(blob, deadline).await?;
         let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
         arrivals.insert(blob.digest, arrival.clone());
         Ok(arrival)
@@ -98,11 +98,11 @@ impl Store {
     /// As [`Store::arrival`] and [`Arrival::wait`]. A mismatch is tried once more: the wrong bytes
     /// may be what an interrupted stream left, or a damaged local file.
     pub async fn proved(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
-        let arrival = self.arrival(blob).await?;
+        let arrival = self.arrival(blob, deadline).await?;
         match arrival.wait(Until::Proved, deadline).await {
             Err(error) if error.kind == ErrorKind::DigestMismatch => {
                 tracing::warn!(digest = %blob.digest, %error, "trying a blob once more");
-                let arrival = self.arrival(blob).await?;
+                let arrival = self.arrival(blob, deadline.renewed()).await?;
                 arrival.wait(Until::Proved, deadline.renewed()).await?;
                 Ok(arrival)
             }
@@ -147,33 +147,46 @@ impl Store {
         if failed.is_none() && arrival.is_unchanged() {
             return Some(arrival.clone());
         }
-        if arrival.is_local() && failed == Some(ErrorKind::DigestMismatch) {
-            let mut damaged = self.damaged_locally.lock().unwrap_or_else(PoisonError::into_inner);
-            damaged.insert(blob.digest);
+        if failed == Some(ErrorKind::DigestMismatch) {
+            match arrival.origin() {
+                Origin::Layout(_) => {
+                    let damaged = self.damaged_locally.lock();
+                    damaged.unwrap_or_else(PoisonError::into_inner).insert(blob.digest);
+                }
+                Origin::Cache => self.cache().remove_blob(blob),
+                Origin::Source => {}
+            }
         }
         arrivals.remove(&blob.digest);
         None
     }
 
-    async fn start(&self, blob: &Blob) -> Result<Arc<Arrival>> {
+    async fn start(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
         if let Some(file) = self.open_layout_blob(blob)? {
-            return Arrival::start_local(*blob, file);
+            let origin = Origin::Layout(Stamp::of(&file)?);
+            return Ok(Arrival::start_local(*blob, file, origin));
         }
         if let Some(file) = self.cache().open_blob(blob)? {
-            return Ok(Arrival::finished(*blob, file));
+            return Ok(Arrival::start_local(*blob, file, Origin::Cache));
         }
         let source = self.source().map_err(|e| e.context(format!("blob {}", blob.digest)))?;
-        match self.lock_stream(blob).await? {
+        match self.lock_stream(blob, deadline).await? {
             Ok(lock) => {
                 let stall = self.config.stall;
                 Arrival::start(self.cache().clone(), lock, source.clone(), *blob, stall)
             }
-            Err(file) => Ok(Arrival::finished(*blob, file)),
+            Err(file) => Ok(Arrival::start_local(*blob, file, Origin::Cache)),
         }
     }
 
-    /// The right to stream the blob, or the blob itself once another process has brought it.
-    async fn lock_stream(&self, blob: &Blob) -> Result<std::result::Result<StreamLock, File>> {
+    /// The right to stream the blob, or the blob itself once another process has brought it. Waits
+    /// for that process as long as it gets on.
+    async fn lock_stream(
+        &self,
+        blob: &Blob,
+        mut deadline: Deadline,
+    ) -> Result<std::result::Result<StreamLock, File>> {
+        let mut arrived = 0;
         loop {
             if let Some(lock) = self.cache().try_lock(blob)? {
                 // Whoever held the lock may just have finished.
@@ -182,7 +195,17 @@ impl Store {
                     None => Ok(lock),
                 });
             }
-            // The other process keeps its own deadlines and ends, and its death frees the lock.
+            let now = self.cache().part_len(blob);
+            if now > arrived {
+                (arrived, deadline) = (now, deadline.renewed());
+            } else if deadline.passed() {
+                let message = format!(
+                    "blob {}: another process streams it, and has had no byte for {:?}",
+                    blob.digest,
+                    deadline.stall()
+                );
+                return Err(Error::new(ErrorKind::DeadlinePassed, message));
+            }
             tokio::time::sleep(OTHER_STREAM_POLL).await;
         }
     }

@@ -11,7 +11,8 @@ use crate::support::layer::{Compression, LayerBuilder, generated};
 use crate::support::mount::Room;
 use crate::support::registry::Registry;
 
-const BIG_BYTES: usize = 3 << 20;
+/// More than a span, and more than what is decoded for one read.
+const BIG_BYTES: usize = 9 << 20;
 
 fn setting() -> (Registry, Image, Arc<Room>, String) {
     let (registry, room) = (Registry::start(), Room::new());
@@ -147,4 +148,35 @@ fn a_span_that_was_damaged_on_disk_is_fetched_again() {
     assert_eq!(fs::read(mount.path().join("big")).expect("read"), generated("x", BIG_BYTES));
     let sent = registry.bytes_sent(&digest);
     assert!(sent > 0 && sent <= 2 << 20, "only the damaged span: {sent}");
+}
+
+#[test]
+fn a_decoded_layer_that_was_damaged_on_disk_is_decoded_again() {
+    let (registry, image, room, layout) = setting();
+    room.mount(&layout, &[]).unmount();
+    let diff_id = image.layers[0].diff_id;
+    let decoded = room.cache_dir().join(format!("v1/decoded/sha256-{}", diff_id.hex()));
+    let mut bytes = fs::read(&decoded).expect("it was kept");
+    bytes[2 << 20] ^= 1;
+    fs::write(&decoded, &bytes).expect("damaged");
+    registry.clear();
+    let mount = room.mount(&layout, &[]);
+    assert_eq!(fs::read(mount.path().join("big")).expect("read"), generated("x", BIG_BYTES));
+    assert_eq!(registry.requests().len(), 0, "the blob was local");
+}
+
+#[test]
+fn a_whole_blob_that_was_damaged_in_the_cache_is_fetched_again() {
+    let (registry, image, room, layout) = setting();
+    room.mount(&layout, &[]).unmount();
+    let digest = image.layers[0].digest;
+    let blob = room.cache_dir().join("v1/blobs/sha256").join(digest.hex());
+    let mut bytes = fs::read(&blob).expect("it was kept");
+    bytes[1 << 20] ^= 1;
+    fs::write(&blob, &bytes).expect("damaged");
+    registry.clear();
+    let mount = room.mount(&layout, &["--view", "layout", "--verify", "strict"]);
+    let path = mount.path().join("blobs/sha256").join(digest.hex());
+    assert_eq!(fs::read(path).expect("read"), image.layers[0].blob);
+    assert_eq!(registry.bytes_sent(&digest), image.layers[0].blob.len() as u64);
 }

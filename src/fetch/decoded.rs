@@ -1,0 +1,178 @@
+//! A layer decoded into a file, because it cannot seek: proved piece by piece as it is read.
+//!
+//! The whole was proved by its DiffID when it was written. What a disk does to it afterwards is
+//! found by a digest for each piece, checked the first time that a mount touches the piece.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::cache::read_exact_at;
+use super::error::{Error, ErrorKind, Result};
+use crate::layout::Digest;
+use crate::layout::digest::Hasher;
+use crate::layout::range::ByteRange;
+
+/// Bytes that share a digest: hashing them takes about 0.6 ms, once a mount.
+pub const PIECE_BYTES: u64 = 1 << 20;
+
+/// sha256 of each piece, in order; the last piece may be short.
+pub type Sums = Vec<[u8; 32]>;
+
+/// A decoded layer, open for reading.
+#[derive(Debug)]
+pub struct Decoded {
+    file: File,
+    size: u64,
+    sums: Sums,
+    checked: Vec<AtomicBool>,
+}
+
+impl Decoded {
+    /// A file of `size` bytes with its sums; `None` when their number is wrong. `is_fresh`: this
+    /// process has just written and proved it.
+    pub fn new(file: File, size: u64, sums: Sums, is_fresh: bool) -> Option<Self> {
+        if sums.len() as u64 != size.div_ceil(PIECE_BYTES) {
+            return None;
+        }
+        let checked = sums.iter().map(|_| AtomicBool::new(is_fresh)).collect();
+        Some(Decoded { file, size, sums, checked })
+    }
+
+    /// Reads `range` into `out`, which has its length.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DigestMismatch`] when the disk has changed a byte of a piece; local trouble.
+    pub fn read(&self, range: ByteRange, out: &mut [u8]) -> Result<()> {
+        if range.end > self.size || out.len() as u64 != range.len() {
+            let message = format!("range {range} is outside of {} decoded bytes", self.size);
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let number = (at / PIECE_BYTES) as usize;
+            let piece = ByteRange::at(at / PIECE_BYTES * PIECE_BYTES, PIECE_BYTES);
+            let piece = piece.intersection(&ByteRange::new(0, self.size));
+            let part = piece.intersection(&range);
+            let to = (part.start - range.start) as usize..(part.end - range.start) as usize;
+            self.read_part(number, piece, part, &mut out[to])?;
+            at = part.end;
+        }
+        Ok(())
+    }
+
+    fn read_part(
+        &self,
+        number: usize,
+        piece: ByteRange,
+        part: ByteRange,
+        out: &mut [u8],
+    ) -> Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        if self.checked[number].load(Ordering::Acquire) {
+            let read = self.file.read_exact_at(out, part.start);
+            return read.map_err(|e| Error::local("cannot read a decoded layer", &e));
+        }
+        let bytes = read_exact_at(&self.file, piece)?;
+        Digest::Sha256(self.sums[number])
+            .verify(&bytes)
+            .map_err(|e| Error::from(e).context(format!("decoded layer, bytes {piece}")))?;
+        self.checked[number].store(true, Ordering::Release);
+        let from = (part.start - piece.start) as usize;
+        out.copy_from_slice(&bytes[from..from + out.len()]);
+        Ok(())
+    }
+}
+
+/// Sums pieces while bytes pass.
+pub struct Summing {
+    sums: Sums,
+    hasher: Hasher,
+    filled: u64,
+}
+
+impl Default for Summing {
+    fn default() -> Self {
+        Summing { sums: Vec::new(), hasher: Hasher::sha256(), filled: 0 }
+    }
+}
+
+impl Summing {
+    /// Adds bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = (PIECE_BYTES - self.filled) as usize;
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.hasher.update(now);
+            self.filled += now.len() as u64;
+            if self.filled == PIECE_BYTES {
+                self.close();
+            }
+            bytes = later;
+        }
+    }
+
+    fn close(&mut self) {
+        let hasher = std::mem::replace(&mut self.hasher, Hasher::sha256());
+        if let Digest::Sha256(sum) = hasher.finish() {
+            self.sums.push(sum);
+        }
+        self.filled = 0;
+    }
+
+    /// The sums of everything added.
+    pub fn finish(mut self) -> Sums {
+        if self.filled > 0 {
+            self.close();
+        }
+        self.sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    fn decoded(bytes: &[u8]) -> (File, Decoded) {
+        let mut summing = Summing::default();
+        bytes.chunks(70_000).for_each(|piece| summing.update(piece));
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(bytes).expect("written");
+        let handle = file.try_clone().expect("a handle");
+        let size = bytes.len() as u64;
+        (handle, Decoded::new(file, size, summing.finish(), false).expect("as many sums"))
+    }
+
+    #[test]
+    fn any_range_is_read_across_pieces() {
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7) as u8).collect();
+        let (_, decoded) = decoded(&bytes);
+        for (start, end) in [(0, 1), (1_048_575, 1_048_577), (0, 3_000_000), (2_999_999, 3_000_000)]
+        {
+            let mut out = vec![0; end - start];
+            decoded.read(ByteRange::new(start as u64, end as u64), &mut out).expect("read");
+            assert_eq!(out, bytes[start..end]);
+        }
+        let beyond = decoded.read(ByteRange::new(0, 3_000_001), &mut vec![0; 3_000_001]);
+        assert_eq!(beyond.expect_err("too far").kind, ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_when_its_piece_is_first_touched() {
+        let bytes = vec![7u8; 2_500_000];
+        let (file, decoded) = decoded(&bytes);
+        file.write_all_at(&[8], 1_500_000).expect("damaged");
+        let mut out = vec![0; 10];
+        decoded.read(ByteRange::at(0, 10), &mut out).expect("another piece is right");
+        let damaged = decoded.read(ByteRange::at(1_100_000, 10), &mut out);
+        assert_eq!(damaged.expect_err("found").kind, ErrorKind::DigestMismatch);
+    }
+
+    #[test]
+    fn a_wrong_number_of_sums_is_no_decoded_layer() {
+        let file = tempfile::tempfile().expect("a file");
+        assert!(Decoded::new(file, 1, Vec::new(), false).is_none());
+    }
+}
