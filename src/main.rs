@@ -1,5 +1,5 @@
 //! The program: everything is in the library's `cli`.
 
-fn main() -> std::process::ExitCode {
+fn main() {
     layoutfs::cli::main()
 }

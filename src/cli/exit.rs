@@ -1,16 +1,9 @@
 //! Exit codes: a stable interface for scripts (README has the table).
 
-use std::process::ExitCode;
-
-use crate::fetch::{Error, ErrorKind};
-
-/// The exit code that an error ends the program with.
-pub fn code(error: &Error) -> ExitCode {
-    ExitCode::from(number(error.kind))
-}
+use crate::fetch::ErrorKind;
 
 /// 0 is success, 1 anything that has no number of its own.
-pub fn number(kind: ErrorKind) -> u8 {
+pub fn code(kind: ErrorKind) -> i32 {
     match kind {
         ErrorKind::Usage => 2,
         ErrorKind::Invalid => 3,
@@ -43,7 +36,7 @@ mod tests {
             (ErrorKind::Busy, 9),
             (ErrorKind::Offline, 10),
         ] {
-            assert_eq!(number(kind), expected, "{kind:?}");
+            assert_eq!(code(kind), expected, "{kind:?}");
         }
     }
 }

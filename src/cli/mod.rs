@@ -17,8 +17,6 @@ mod units;
 mod unmount;
 mod verify;
 
-use std::process::ExitCode;
-
 use clap::Parser as _;
 
 use args::{Cli, Command};
@@ -26,32 +24,36 @@ use context::Context;
 
 use crate::fetch::Result;
 
-/// Parses the arguments of this process, does what they say, and tells the exit code.
-pub fn main() -> ExitCode {
+/// Parses the arguments of this process, does what they say, and ends it. (Ends it here: dropping
+/// the runtime would wait for streams that nobody wants any more.)
+pub fn main() -> ! {
     // clap ends the process itself: 0 after --help and --version, 2 for wrong usage.
     let cli = Cli::parse();
     let serves = matches!(&cli.command, Command::Mount(mount) if mount.background_child);
     logging::start(&cli.options, serves);
-    match run(&cli) {
+    let context = Context::new(&cli.options);
+    let result = context.as_ref().map_err(Clone::clone).and_then(|c| run(c, &cli.command));
+    let code = match result {
         Ok(code) => code,
         Err(error) => {
             eprintln!("layoutfs: {error}");
-            exit::code(&error)
+            exit::code(error.kind)
         }
-    }
+    };
+    std::process::exit(code)
 }
 
-fn run(cli: &Cli) -> Result<ExitCode> {
-    let context = Context::new(&cli.options)?;
-    match &cli.command {
-        Command::Sparse(args) => sparse::run(&context, args)?,
-        Command::Mount(args) => return mount::run(&context, args),
+/// The exit code of a command that has not failed.
+fn run(context: &Context, command: &Command) -> Result<i32> {
+    match command {
+        Command::Sparse(args) => sparse::run(context, args)?,
+        Command::Mount(args) => return mount::run(context, args),
         Command::Unmount(args) => unmount::run(&context.run_directory()?, args)?,
-        Command::Hydrate(args) => hydrate::run(&context, args)?,
-        Command::Verify(args) => verify::run(&context, args)?,
-        Command::Inspect(args) => inspect::run(&context, args)?,
-        Command::Status(args) => status::run(&context, args)?,
-        Command::Cache(args) => cache::run(&context, args)?,
+        Command::Hydrate(args) => hydrate::run(context, args)?,
+        Command::Verify(args) => verify::run(context, args)?,
+        Command::Inspect(args) => inspect::run(context, args)?,
+        Command::Status(args) => status::run(context, args)?,
+        Command::Cache(args) => cache::run(context, args)?,
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 
 use super::args;
 use super::context::{Context, OpenImage};
@@ -21,7 +21,7 @@ const READY: &[u8] = b"ready\n";
 /// The option that tells a process that it is the serving one.
 const CHILD_OPTION: &str = "--background-child";
 
-pub fn run(context: &Context, args: &args::Mount) -> Result<ExitCode> {
+pub fn run(context: &Context, args: &args::Mount) -> Result<i32> {
     check(context, args)?;
     let mountpoint = free_mountpoint(context, &args.mountpoint)?;
     if args.foreground || args.background_child {
@@ -118,7 +118,7 @@ pub fn announce(context: &Context, open: &OpenImage) -> Result<()> {
 
 /// Starts this program again to serve, passes its errors and its exit code on, and returns when
 /// the tree answers.
-fn serve_in_background() -> Result<ExitCode> {
+fn serve_in_background() -> Result<i32> {
     let failed = |e: &std::io::Error| Error::local("cannot start the serving process", e);
     // The program that runs now, even if its file was replaced meanwhile.
     let mut child = Command::new("/proc/self/exe")
@@ -133,12 +133,11 @@ fn serve_in_background() -> Result<ExitCode> {
         output.read_to_end(&mut said).map_err(|e| failed(&e))?;
     }
     if said == READY {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(0);
     }
     // It has printed why.
     let status = child.wait().map_err(|e| failed(&e))?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(ExitCode::from(code.filter(|code| *code != 0).unwrap_or(1)))
+    Ok(status.code().filter(|code| *code != 0).unwrap_or(1))
 }
 
 /// Leaves the terminal: a session of our own, log lines to `log`, and the word to whoever waits.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +44,7 @@ struct Daemon<'a> {
 ///
 /// # Errors
 /// The image cannot be read, or the mount cannot be made.
-pub fn run(context: &Context, args: &args::Mount, mountpoint: PathBuf) -> Result<ExitCode> {
+pub fn run(context: &Context, args: &args::Mount, mountpoint: PathBuf) -> Result<i32> {
     let open = context.open(&args.image)?;
     mount::announce(context, &open)?;
     let run = context.run_directory()?;
@@ -80,7 +79,7 @@ pub fn run(context: &Context, args: &args::Mount, mountpoint: PathBuf) -> Result
 }
 
 impl Daemon<'_> {
-    fn serve(&self) -> Result<ExitCode> {
+    fn serve(&self) -> Result<i32> {
         let shell = Shell {
             view: self.pending.clone(),
             counters: self.counters.clone(),
@@ -95,7 +94,7 @@ impl Daemon<'_> {
         served
     }
 
-    fn serve_mounted(&self, mounted: &Mounted) -> Result<ExitCode> {
+    fn serve_mounted(&self, mounted: &Mounted) -> Result<i32> {
         self.run.write(&self.record)?;
         status::serve(&self.run.socket(&self.record.mountpoint), self.reporter()?)?;
         if self.args.no_wait {
@@ -111,7 +110,7 @@ impl Daemon<'_> {
         }
         self.tell_ready()?;
         self.context.runtime.block_on(self.wait_for_end(mounted));
-        Ok(ExitCode::SUCCESS)
+        Ok(0)
     }
 
     /// Builds the view; after a failure anew whenever somebody asks.

@@ -19,7 +19,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -38,6 +38,10 @@ const MAP_BYTES_MAX: u64 = 64 << 20;
 
 /// A saved index beyond this is not read: 2^20 entries need about 200 MB.
 const INDEX_BYTES_MAX: u64 = 1 << 30;
+
+/// A file that was not written to for so long has no writer any more: a first pass writes all the
+/// time, and a stalled one ends at its deadline.
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 /// A cache directory, shared by any number of mounts and processes.
 #[derive(Debug, Clone)]
@@ -330,6 +334,21 @@ impl Cache {
         Ok(items)
     }
 
+    /// Removes files that a crash kept from getting a name.
+    fn remove_abandoned(&self) {
+        for directory in ["indexes", "decoded"] {
+            let Ok(entries) = std::fs::read_dir(self.root.join(directory)) else { continue };
+            for entry in entries.flatten() {
+                let is_temporary = entry.file_name().as_encoded_bytes().starts_with(b".new-");
+                let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed());
+                let is_old = matches!(age, Ok(Ok(age)) if age > ABANDONED_AFTER);
+                if is_temporary && is_old {
+                    let _ = std::fs::remove_file(entry.path());
+                }
+            }
+        }
+    }
+
     /// Removes items, least recently used first, until the rest uses at most `limit_bytes`.
     /// Indexes are kept unless `indexes` is set: they are small, and spare a whole first pass.
     /// Mounts that read a removed file keep it open, or fetch it again.
@@ -337,6 +356,7 @@ impl Cache {
     /// # Errors
     /// Local trouble.
     pub fn prune(&self, limit_bytes: u64, indexes: bool) -> Result<Vec<Item>> {
+        self.remove_abandoned();
         let items = self.items()?;
         let mut used: u64 = items.iter().map(|i| i.disk_bytes).sum();
         let mut removed = Vec::new();

@@ -152,6 +152,19 @@ impl Registry {
         Ok(bytes.into())
     }
 
+    /// A layout has manifests among its blobs; registries keep them at another address.
+    async fn read_manifest(&self, blob: &Blob, missing: Error, deadline: Deadline) -> Result<Body> {
+        if blob.size > MANIFEST_BYTES_MAX {
+            return Err(missing);
+        }
+        match self.manifest(&blob.digest.to_string(), deadline).await {
+            Ok(found) if found.bytes.len() as u64 == blob.size => {
+                Ok(Body::ready(ByteRange::new(0, blob.size), found.bytes))
+            }
+            _ => Err(missing),
+        }
+    }
+
     async fn read_range(&self, blob: &Blob, range: ByteRange, deadline: Deadline) -> Result<Body> {
         if range.is_empty() || range.end > blob.size {
             return Err(Error::new(
@@ -320,7 +333,14 @@ impl Source for Registry {
         range: ByteRange,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Body>> {
-        Box::pin(self.read_range(blob, range, deadline))
+        Box::pin(async move {
+            match self.read_range(blob, range, deadline).await {
+                Err(missing) if missing.kind == ErrorKind::NotFound => {
+                    self.read_manifest(blob, missing, deadline).await
+                }
+                other => other,
+            }
+        })
     }
 
     fn name(&self) -> String {

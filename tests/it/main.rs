@@ -4,6 +4,7 @@
 mod auth;
 mod formats;
 mod image_works;
+mod layouts;
 mod listing_works;
 mod merge_model;
 mod mounts;

@@ -73,19 +73,6 @@ fn podman_runs_a_program_on_the_mounted_rootfs() {
 }
 
 #[test]
-fn run_runs_the_images_programs_and_gives_their_exit_code() {
-    let debian = Debian::shared();
-    let image = debian.sparse("v1");
-    let image = image.to_str().unwrap();
-    let printed = debian.room.layoutfs(&["run", image, "--", "python3", "main.py"]);
-    assert_eq!(printed, GREETING, "the working directory is the image's");
-    let script = "echo $FIXTURE; touch /usr/bin/written && exit 7";
-    let outcome = debian.room.run(&["run", image, "--", "sh", "-c", script]);
-    assert_eq!((outcome.code(), &*outcome.stdout), (Some(7), "debian\n"), "{outcome}");
-    assert!(!debian.rootfs("v1").path().join("usr/bin/written").exists());
-}
-
-#[test]
 fn a_program_that_needs_rights_of_its_file_gets_them() {
     let debian = Debian::shared();
     let rootfs = debian.rootfs("v1");
