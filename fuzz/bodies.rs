@@ -1,12 +1,18 @@
 //! What each fuzz target does with its bytes. Here once, so that the fuzzer (`fuzz_targets/`) and
 //! the tests on stable (`tests/it/formats.rs`) do the same.
 
+use layoutfs::fetch::auth::challenge::parse_challenges;
+use layoutfs::fetch::auth::config_file::ConfigFile;
+use layoutfs::fetch::registry::content_range::parse_content_range;
 use layoutfs::layout::entry::Entry;
 use layoutfs::layout::error::{Error, Result};
+use layoutfs::layout::image_argument::ImageArgument;
 use layoutfs::layout::index::scan::{ScannedLayer, Scanner};
 use layoutfs::layout::index::{LayerIndex, check, saved};
+use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
+use layoutfs::layout::reference::Reference;
 use layoutfs::layout::tar::TarParser;
-use layoutfs::layout::{Digest, codec};
+use layoutfs::layout::{Blob, Digest, codec};
 
 /// A target's body.
 pub type Body = fn(&[u8]);
@@ -118,5 +124,58 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     match Digest::sha256_of(bytes) {
         Digest::Sha256(sha256) => sha256,
         Digest::Sha512(_) => unreachable!("sha256_of gives a sha256"),
+    }
+}
+
+/// A document is refused, or what it refers to can be chosen from without a panic; and it is never
+/// both an index and a manifest.
+pub fn documents(bytes: &[u8]) {
+    let _ = oci::parse_oci_layout(bytes);
+    let index = ImageIndex::parse("index", bytes);
+    let manifest = Manifest::parse("manifest", bytes);
+    assert!(index.is_err() || manifest.is_err());
+    if let Ok(index) = index {
+        let platform = Platform::new("linux", "arm64", Some("v8"));
+        let _ = oci::choose_platform(&index.manifests, &platform);
+        let _ = oci::choose_image(&index, None, &platform);
+        for descriptor in &index.manifests {
+            let chosen = oci::choose_image(&index, descriptor.ref_name(), &platform);
+            assert!(chosen.is_ok_and(|c| index.manifests.contains(c)) || index.manifests.len() > 1);
+        }
+    }
+    let blob = Blob { digest: Digest::sha256_of(bytes), size: bytes.len() as u64 };
+    let config = ImageConfig::parse(&Descriptor::new(oci::OCI_CONFIG, blob), bytes);
+    if let (Ok(manifest), Ok(config)) = (manifest, config) {
+        let _ = oci::rootfs_layers(&manifest, &config);
+    }
+}
+
+/// A name is refused, or it means the same when it is written and read again; and so does its path.
+pub fn references(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let _ = ImageArgument::parse(text, |directory| directory.len() % 2 == 0);
+    let _ = text.parse::<Platform>();
+    let Ok(reference) = text.parse::<Reference>() else { return };
+    assert_eq!(reference.to_string().parse(), Ok(reference.clone()));
+    let path = reference.layout_path();
+    assert!(!path.split('/').any(|part| matches!(part, "" | "." | "..")), "{path}");
+    if reference.checked_layout_path().is_ok() {
+        let back = Reference::from_layout_path(&path).expect("a path that we made");
+        assert_eq!(back.repository(), reference.repository());
+    }
+}
+
+/// Headers and credential files of strangers are read or refused.
+pub fn headers(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        for challenge in parse_challenges(text) {
+            let _ = challenge.parameter("realm");
+        }
+        if let Some((range, total)) = parse_content_range(text) {
+            assert!(!range.is_empty() && total.is_none_or(|total| range.end <= total));
+        }
+    }
+    if let Ok(file) = ConfigFile::parse(bytes, "fuzzed") {
+        let _ = file.places("registry.example", "team/app", "fuzzed");
     }
 }

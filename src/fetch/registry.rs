@@ -1,7 +1,7 @@
 //! Source: a repository of a registry, by ranged GET (OCI distribution-spec 1.1, Docker
 //! Registry HTTP API V2). Its manifests too.
 
-mod content_range;
+pub mod content_range;
 mod locations;
 
 use std::sync::{Arc, OnceLock};
