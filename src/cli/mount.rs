@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -122,6 +123,7 @@ fn serve_in_background() -> Result<i32> {
     let failed = |e: &std::io::Error| Error::local("cannot start the serving process", e);
     // The program that runs now, even if its file was replaced meanwhile.
     let mut child = Command::new("/proc/self/exe")
+        .arg0("layoutfs")
         .args(std::env::args_os().skip(1))
         .arg(OsStr::new(CHILD_OPTION))
         .stdin(Stdio::null())

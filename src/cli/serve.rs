@@ -45,6 +45,8 @@ struct Daemon<'a> {
 /// # Errors
 /// The image cannot be read, or the mount cannot be made.
 pub fn run(context: &Context, args: &args::Mount, mountpoint: PathBuf) -> Result<i32> {
+    // Started through /proc/self/exe, it would be called `exe`. A name is not worth failing for.
+    let _ = rustix::thread::set_name(c"layoutfs");
     let open = context.open(&args.image)?;
     mount::announce(context, &open)?;
     let run = context.run_directory()?;

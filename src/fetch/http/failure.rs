@@ -18,8 +18,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// No byte came in time.
 pub fn deadline_passed(what: &str, deadline: Deadline) -> Error {
-    let stall = deadline.stall().as_secs_f64();
-    Error::new(ErrorKind::DeadlinePassed, format!("{what}: no byte arrived within {stall:.0} s"))
+    let stall = deadline.stall();
+    Error::new(ErrorKind::DeadlinePassed, format!("{what}: no byte arrived within {stall:?}"))
 }
 
 /// The connection failed, or the answer was not HTTP.
