@@ -10,9 +10,10 @@ use crate::fetch::failover::Failover;
 use crate::fetch::image::{Image, Selected};
 use crate::fetch::record::{Counters, Record};
 use crate::fetch::registry::{Registries, Registry};
+use crate::fetch::resolve::resolve;
 use crate::fetch::retry::Retry;
 use crate::fetch::store::{self, Store};
-use crate::fetch::{Error, ErrorKind, Result, Source};
+use crate::fetch::{Deadline, Error, ErrorKind, Result, Source};
 use crate::fs::mounts::RunDirectory;
 use crate::layout::image_argument::{ImageArgument, Selector};
 use crate::layout::oci::Platform;
@@ -171,7 +172,10 @@ impl Context {
     fn layout_of(&self, reference: &Reference) -> Result<PathBuf> {
         let directory = self.cache()?.layouts().join(reference.layout_path());
         if !self.options.offline {
-            super::sparse::write(self, reference, &directory, None)?;
+            let registry = self.registries()?.repository(reference);
+            let deadline = Deadline::after(self.options.deadline);
+            let resolved = resolve(&registry, reference, &self.platform, deadline);
+            self.runtime.block_on(resolved)?.image.write(&directory, &[])?;
         } else if !directory.join("index.json").exists() {
             let message = format!("docker://{reference} is not in the cache, and --offline is set");
             return Err(Error::new(ErrorKind::Offline, message));

@@ -18,12 +18,11 @@ use super::arrival::{Arrival, Until};
 use super::cache::{Cache, read_exact_at};
 use super::decoded::{Decoded, Summing, Sums};
 use super::error::{Error, ErrorKind, Result};
-use super::layer::{SPAN_DECODED_BYTES_MAX, is_seekable};
 use super::store::Store;
 use crate::layout::Digest;
 use crate::layout::digest::Hasher;
-use crate::layout::index::LayerIndex;
 use crate::layout::index::scan::{ScannedLayer, Scanner};
+use crate::layout::index::{LayerIndex, SPAN_DECODED_BYTES_MAX, is_seekable};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
 

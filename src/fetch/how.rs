@@ -34,7 +34,7 @@ impl How {
             return Ok(if local { How::OnePassLocal } else { How::OnePass });
         };
         let decoded = cache.open_decoded(&layer.diff_id, index.tar_size)?.is_some();
-        Ok(match (local || decoded, super::layer::is_seekable(&index.spans)) {
+        Ok(match (local || decoded, crate::layout::index::is_seekable(&index.spans)) {
             (true, _) => How::Local,
             (false, true) => How::OwnIndex,
             (false, false) => How::WholeOnFirstRead,

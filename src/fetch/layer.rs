@@ -16,14 +16,10 @@ use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
 use super::store::Store;
 use super::{Deadline, first_pass};
-use crate::layout::index::{LayerIndex, Span};
+use crate::layout::index::{LayerIndex, Span, is_seekable};
 use crate::layout::range::{ByteRange, RangeSet};
 use crate::layout::tree::Layer;
 use crate::layout::{codec, plan};
-
-/// A span that decodes to more than this is too dear to decode for one read: its layer is decoded
-/// into a file instead. Our own spans are 1 MiB, SOCI's 4 MiB.
-pub const SPAN_DECODED_BYTES_MAX: u64 = 8 << 20;
 
 /// Bytes between two spans that are fetched along rather than asked for separately.
 const GAP_BYTES: u64 = 256 << 10;
@@ -302,11 +298,6 @@ fn assemble(wanted: ByteRange, pieces: &[(ByteRange, Bytes)]) -> Bytes {
         out.extend_from_slice(&bytes[slice]);
     }
     out.freeze()
-}
-
-/// Every span is small enough to be decoded for one read.
-pub fn is_seekable(spans: &[Span]) -> bool {
-    spans.iter().all(|s| s.tar.len() <= SPAN_DECODED_BYTES_MAX)
 }
 
 /// Copies what `span` (decoded) has of `tar` to its place in `out`.

@@ -20,6 +20,7 @@ pub mod layout_dir;
 pub mod local;
 pub mod record;
 pub mod registry;
+pub mod resolve;
 pub mod resume;
 pub mod retry;
 pub mod spans;

@@ -60,3 +60,12 @@ impl LayerIndex {
         first..last.max(first)
     }
 }
+
+/// A span that decodes to more than this is too dear to decode for one read: its layer is decoded
+/// into a file instead. Our own spans are 1 MiB, SOCI's 4 MiB.
+pub const SPAN_DECODED_BYTES_MAX: u64 = 8 << 20;
+
+/// Every span is small enough to be decoded for one read.
+pub fn is_seekable(spans: &[Span]) -> bool {
+    spans.iter().all(|s| s.tar.len() <= SPAN_DECODED_BYTES_MAX)
+}
