@@ -1,11 +1,10 @@
 //! Which image of `index.json` a REF means.
 
-use oci_spec::distribution::Reference;
-
 use super::platform::choose_among;
 use super::{Descriptor, ImageIndex, Platform, is_document};
 use crate::layout::digest::Digest;
 use crate::layout::error::{Error, Result};
+use crate::layout::reference::Reference;
 
 /// Most candidates that an error lists: enough to see the pattern.
 const CANDIDATES_SHOWN_MAX: usize = 20;
@@ -62,9 +61,9 @@ fn named<'a>(descriptors: &'a [Descriptor], reference: &str) -> Vec<&'a Descript
     if !literal.is_empty() {
         return literal;
     }
-    let Ok(wanted) = Reference::try_from(reference) else { return Vec::new() };
+    let Ok(wanted) = reference.parse::<Reference>() else { return Vec::new() };
     let same = |name: Option<&str>| {
-        name.and_then(|n| Reference::try_from(n).ok()).is_some_and(|n| n == wanted)
+        name.and_then(|n| n.parse::<Reference>().ok()).is_some_and(|n| n == wanted)
     };
     select(&|d| same(d.image_name()))
 }
