@@ -87,6 +87,7 @@ impl Daemon<'_> {
             counters: self.counters.clone(),
             runtime: self.context.runtime.handle().clone(),
             notifier: Arc::default(),
+            open_files: Arc::default(),
             ended: Arc::default(),
         };
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);

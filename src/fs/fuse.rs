@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, KernelConfig, LockOwner,
-    Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
+    LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 
@@ -22,7 +22,8 @@ use super::attr::{attr, file_type, ino, node_id};
 use super::counters::{Counters, Message};
 use super::errno;
 use super::mount::{TTL, request_capabilities};
-use super::ops::View;
+use super::open_files::OpenFiles;
+use super::ops::{Pin, View};
 use super::pending::Pending;
 use crate::fetch::ErrorKind;
 use crate::layout::tree::{NodeId, NodeKind, Tree};
@@ -43,6 +44,8 @@ pub struct Shell {
     pub runtime: Handle,
     /// Set once the session runs.
     pub notifier: Arc<OnceLock<Notifier>>,
+    /// Files that are read before they are proved.
+    pub open_files: Arc<OpenFiles>,
     /// Set when the session has ended.
     pub ended: Arc<AtomicBool>,
 }
@@ -66,6 +69,7 @@ refuse_by_error!(
     ReplyEntry,
     ReplyAttr,
     ReplyData,
+    ReplyOpen,
     ReplyDirectory,
     ReplyDirectoryPlus,
     ReplyStatfs,
@@ -146,16 +150,41 @@ impl Filesystem for Shell {
         });
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.counters.count(Message::Open);
-        reply.error(Errno::ENOSYS);
+    /// Answered ENOSYS once, and never asked again, where nothing unproved is read. Otherwise each
+    /// open says how: past the page cache until the blob is proved, so that what was wrong cannot
+    /// be read from there later.
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let files = self.open_files.clone();
+        self.with_view(Message::Open, reply, move |view, reply| {
+            if !view.has_unproved_reads() {
+                return reply.error(Errno::ENOSYS);
+            }
+            match node_id(ino).and_then(|id| view.pin(id)) {
+                Some(pin) => reply.opened(files.add(pin), FopenFlags::FOPEN_DIRECT_IO),
+                None => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.open_files.remove(fh);
+        reply.ok();
     }
 
     fn read(
         &self,
         _req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
@@ -163,17 +192,20 @@ impl Filesystem for Shell {
         reply: ReplyData,
     ) {
         let (runtime, counters) = (self.runtime.clone(), self.counters.clone());
-        let notifier = self.notifier.clone();
+        let (notifier, pin) = (self.notifier.clone(), self.open_files.get(fh));
         self.with_view(Message::Read, reply, move |view, reply| {
             let Some(id) = node_id(ino) else { return reply.error(Errno::ENOENT) };
-            match view.read_now(id, offset, size) {
+            // A pinned file reads its own attempt, proved or not.
+            let now = if pin.is_some() { None } else { view.read_now(id, offset, size) };
+            match now {
                 Some(Ok(bytes)) => {
                     counters.count_read(bytes.len());
                     reply.data(&bytes);
                 }
                 Some(Err(error)) => fail(view, &counters, id, &error, reply),
                 None => {
-                    let read = Read { view: view.clone(), counters, notifier, id, offset, size };
+                    let view = view.clone();
+                    let read = Read { view, counters, notifier, pin, id, offset, size };
                     runtime.spawn(read.run(reply));
                 }
             }
@@ -297,6 +329,7 @@ struct Read {
     view: Arc<View>,
     counters: Arc<Counters>,
     notifier: Arc<OnceLock<Notifier>>,
+    pin: Option<Arc<Pin>>,
     id: NodeId,
     offset: u64,
     size: u32,
@@ -305,7 +338,8 @@ struct Read {
 impl Read {
     async fn run(self, reply: ReplyData) {
         let deadline = self.view.store().deadline();
-        match self.view.read(self.id, self.offset, self.size, deadline).await {
+        let pin = self.pin.as_deref();
+        match self.view.read(self.id, self.offset, self.size, pin, deadline).await {
             Ok(bytes) => {
                 self.counters.count_read(bytes.len());
                 reply.data(&bytes);

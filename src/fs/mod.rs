@@ -7,6 +7,7 @@ pub mod fuse;
 pub mod images;
 pub mod mount;
 pub mod mounts;
+pub mod open_files;
 pub mod ops;
 pub mod overlay;
 pub mod pending;

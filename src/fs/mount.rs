@@ -41,6 +41,8 @@ pub fn request_capabilities(config: &mut KernelConfig) {
         InitFlags::FUSE_CACHE_SYMLINKS,
         // Several READs of one file at once.
         InitFlags::FUSE_ASYNC_READ,
+        // Blobs that are not proved yet are read past the page cache, and can be mapped all the same.
+        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     ] {
         // An error names what the kernel lacks; nothing depends on it.
         let _ = config.add_capabilities(capability);

@@ -1,6 +1,7 @@
 //! What a mount shows: content of a `Tree` through a `Store`. No FUSE types; tested without a mount.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 
@@ -32,6 +33,48 @@ impl Policy {
             Policy::Stream if range.end >= blob.size => Until::Proved,
             Policy::Stream => Until::Resident(range.end),
         }
+    }
+}
+
+/// One open file that reads a blob before it is proved. Everything that it reads is of one attempt
+/// to bring the blob: were the beginning of one attempt and the end of the next joined, the end
+/// would succeed although the beginning was wrong.
+#[derive(Debug, Default)]
+pub struct Pin {
+    attempt: Mutex<Option<Arc<Arrival>>>,
+    /// A byte was read that was not proved then.
+    has_served: AtomicBool,
+}
+
+impl Pin {
+    /// The attempt that this file reads. One that failed is given up only while nothing of it was
+    /// read: afterwards the file has to be opened again.
+    async fn attempt(&self, store: &Store, blob: &Blob, dl: Deadline) -> Result<Arc<Arrival>> {
+        let lock = || self.attempt.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock().clone();
+        if let Some(arrival) = kept {
+            let failed = matches!(arrival.progress().outcome, Some(Err(_)));
+            if self.has_served.load(Ordering::Acquire) || !failed {
+                return Ok(arrival);
+            }
+        }
+        let arrival = store.arrival(blob, dl).await?;
+        let mut attempt = lock();
+        match &*attempt {
+            // Two first reads at once: the one that came first decides.
+            Some(first) if self.has_served.load(Ordering::Acquire) => Ok(first.clone()),
+            _ => Ok(attempt.insert(arrival).clone()),
+        }
+    }
+
+    /// Notes that unproved bytes of `arrival` go out; not if the file reads another attempt.
+    fn serve(&self, arrival: &Arc<Arrival>) -> Result<()> {
+        let attempt = self.attempt.lock().unwrap_or_else(PoisonError::into_inner);
+        if !attempt.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, arrival)) {
+            return Err(Error::new(ErrorKind::Network, "the blob was begun anew meanwhile"));
+        }
+        self.has_served.store(true, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -83,6 +126,25 @@ impl View {
         }
     }
 
+    /// Some file may be read before it is proved, so that the view has to know of every open.
+    pub fn has_unproved_reads(&self) -> bool {
+        let is_blob =
+            |kind: &NodeKind| matches!(kind, NodeKind::Regular { content: Content::Blob(_), .. });
+        self.policy == Policy::Stream && self.tree.nodes().any(|(_, node)| is_blob(&node.kind))
+    }
+
+    /// What an open of `id` needs to keep: `None` when everything that it reads is proved.
+    pub fn pin(&self, id: NodeId) -> Option<Pin> {
+        match self.tree.node(id).map(|n| &n.kind) {
+            Some(NodeKind::Regular { content: Content::Blob(blob), .. })
+                if self.policy == Policy::Stream && self.store.proved_now(blob).is_none() =>
+            {
+                Some(Pin::default())
+            }
+            _ => None,
+        }
+    }
+
     /// Reads what can be had without waiting: inline, decoded or proved local bytes. `None`: it
     /// needs the network or a decoder; use [`View::read`].
     pub fn read_now(&self, id: NodeId, offset: u64, len: u32) -> Option<Result<Bytes>> {
@@ -95,7 +157,7 @@ impl View {
             _ if range.is_empty() => Some(Ok(Bytes::new())),
             Content::Blob(blob) => {
                 let arrival = self.store.proved_now(blob)?;
-                Some(read_exact_at(&arrival.file, range).map(Bytes::from))
+                Some(read_unchanged(&arrival, range))
             }
             Content::Chunks { layer, chunks } => {
                 let reader = &self.readers[usize::from(*layer)];
@@ -112,7 +174,8 @@ impl View {
         }
     }
 
-    /// Reads, fetching and decoding what is missing. Short only at the end of the file.
+    /// Reads, fetching and decoding what is missing. Short only at the end of the file. `pin` is
+    /// what [`View::pin`] gave for the open file.
     ///
     /// # Errors
     /// The bytes cannot be had before the deadline, or are not what their digest says.
@@ -121,29 +184,38 @@ impl View {
         id: NodeId,
         offset: u64,
         len: u32,
+        pin: Option<&Pin>,
         deadline: Deadline,
     ) -> Result<Bytes> {
         let (content, size, range) = self.content(id, offset, len)?;
         match content {
             Content::Inline(bytes) => Ok(slice_inline(bytes, range)),
             _ if range.is_empty() => Ok(Bytes::new()),
-            Content::Blob(blob) => self.read_blob(blob, range, deadline).await,
+            Content::Blob(blob) => self.read_blob(blob, range, pin, deadline).await,
             Content::Chunks { layer, chunks } => {
                 self.read_chunks(*layer, chunks, size, range, deadline).await
             }
         }
     }
 
-    async fn read_blob(&self, blob: &Blob, range: ByteRange, deadline: Deadline) -> Result<Bytes> {
-        let until = self.policy.waits_for(blob, range);
-        let arrival = match until {
-            Until::Proved => self.store.proved(blob, deadline).await?,
-            Until::Resident(_) => {
-                let arrival = self.store.arrival(blob, deadline).await?;
-                arrival.wait(until, deadline).await?;
-                arrival
-            }
+    async fn read_blob(
+        &self,
+        blob: &Blob,
+        range: ByteRange,
+        pin: Option<&Pin>,
+        deadline: Deadline,
+    ) -> Result<Bytes> {
+        // Without a pin nothing unproved is served, whatever the policy.
+        let Some(pin) = pin else {
+            let arrival = self.store.proved(blob, deadline).await?;
+            return read_arrival(arrival, range).await;
         };
+        let arrival = pin.attempt(&self.store, blob, deadline).await?;
+        let until = self.policy.waits_for(blob, range);
+        arrival.wait(until, deadline).await?;
+        if until != Until::Proved {
+            pin.serve(&arrival)?;
+        }
         read_arrival(arrival, range).await
     }
 
@@ -177,8 +249,19 @@ fn slice_inline(bytes: &[u8], range: ByteRange) -> Bytes {
     Bytes::copy_from_slice(bytes.get(start..end).unwrap_or_default())
 }
 
+/// Reads a file that may be somebody else's: what was written to it meanwhile is not proved.
+fn read_unchanged(arrival: &Arrival, range: ByteRange) -> Result<Bytes> {
+    let bytes = read_exact_at(&arrival.file, range)?;
+    if !arrival.is_unchanged() {
+        let message =
+            format!("blob {}: its file was changed while it was read", arrival.blob.digest);
+        return Err(Error::new(ErrorKind::DigestMismatch, message));
+    }
+    Ok(bytes.into())
+}
+
 async fn read_arrival(arrival: Arc<Arrival>, range: ByteRange) -> Result<Bytes> {
-    tokio::task::spawn_blocking(move || read_exact_at(&arrival.file, range).map(Bytes::from))
+    tokio::task::spawn_blocking(move || read_unchanged(&arrival, range))
         .await
         .map_err(|e| Error::new(ErrorKind::Local, format!("a read ended early: {e}")))?
 }

@@ -66,6 +66,28 @@ fn a_streamed_blob_ends_in_eio_when_its_last_byte_is_wrong_and_is_fetched_again(
 }
 
 #[test]
+fn an_open_file_never_joins_a_wrong_beginning_to_a_right_end() {
+    let (registry, image, room, layout) = setting();
+    let layer = &image.layers[0];
+    registry.inject(Fault::new(Action::WrongBytes { at: 100 }).blob(&layer.digest).always());
+    let mount = room.mount(&layout, &["--view", "layout"]);
+    let path = mount.path().join("blobs/sha256").join(layer.digest.hex());
+    let (first, second) = (File::open(&path).expect("opened"), File::open(&path).expect("opened"));
+    for file in [&first, &second] {
+        assert_ne!(read_at(file, 0, 4096).expect("wrong, and not known yet"), layer.blob[..4096]);
+    }
+    registry.clear_faults();
+    let last = layer.blob.len() as u64 - 1;
+    assert_eq!(fs::read(&path).or_else(|_| fs::read(&path)).expect("anew"), layer.blob);
+    for file in [&first, &second] {
+        for _ in 0..2 {
+            let end = read_at(file, last, 1).expect_err("its beginning was wrong");
+            assert_eq!(end.raw_os_error(), Some(5), "EIO: {end}");
+        }
+    }
+}
+
+#[test]
 fn wrong_bytes_in_the_middle_are_gone_from_every_cache_after_the_right_ones_came() {
     let (registry, image, room, layout) = setting();
     let layer = &image.layers[0];
