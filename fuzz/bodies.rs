@@ -139,7 +139,8 @@ pub fn documents(bytes: &[u8]) {
         let _ = oci::choose_platform(&index.manifests, &platform);
         let _ = oci::choose_image(&index, None, &platform);
         for descriptor in &index.manifests {
-            let chosen = oci::choose_image(&index, descriptor.ref_name(), &platform);
+            let Some(name) = descriptor.ref_name() else { continue };
+            let chosen = oci::choose_image(&index, Some(name), &platform);
             assert!(chosen.is_ok_and(|c| index.manifests.contains(c)) || index.manifests.len() > 1);
         }
     }

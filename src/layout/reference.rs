@@ -58,16 +58,17 @@ impl Reference {
             Error::document(format!("image reference {name:?}"), reason)
         };
         check_registry(registry).map_err(invalid)?;
-        check_repository(repository).map_err(invalid)?;
         if let Some(tag) = tag {
             check_tag(tag).map_err(invalid)?;
         }
         let registry = if DOCKER_HUB_ALIASES.contains(&registry) { DOCKER_HUB } else { registry };
-        let repository = if registry == DOCKER_HUB && !repository.contains('/') {
-            format!("{DOCKER_HUB_NAMESPACE}/{repository}")
-        } else {
-            repository.to_owned()
+        let in_namespace = registry != DOCKER_HUB || repository.contains('/');
+        let repository = match in_namespace || repository.is_empty() {
+            true => repository.to_owned(),
+            false => format!("{DOCKER_HUB_NAMESPACE}/{repository}"),
         };
+        // With its namespace: what is written can then be read again.
+        check_repository(&repository).map_err(invalid)?;
         let tag = match (tag, digest) {
             (None, None) => Some(TAG_DEFAULT),
             _ => tag,
