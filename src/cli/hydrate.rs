@@ -24,7 +24,7 @@ pub fn run(context: &Context, args: &args::Hydrate) -> Result<()> {
         .try_collect::<Vec<()>>();
     context.runtime.block_on(progress::show(store, &blobs, context.options.quiet, work))?;
     let fetched = open.asked.now();
-    let bytes: u64 = blobs.iter().map(|b| b.size).sum();
+    let bytes: u64 = blobs.iter().fold(0, |sum, b| b.size.saturating_add(sum));
     if context.options.json {
         return print_json(&json!({
             "directory": directory,

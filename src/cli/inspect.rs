@@ -45,7 +45,7 @@ fn summary(context: &Context, open: &OpenImage) -> Result<()> {
         .map(|(number, layer)| summarise(open, number, layer))
         .collect::<Result<Vec<_>>>()?;
     let image = &open.image;
-    let total: u64 = layers.iter().map(|l| l.blob.size).sum();
+    let total: u64 = layers.iter().fold(0, |sum, l| l.blob.size.saturating_add(sum));
     if context.options.json {
         return print_json(&json!({
             "directory": image.selected.directory,
@@ -59,28 +59,22 @@ fn summary(context: &Context, open: &OpenImage) -> Result<()> {
             "layers": summaries,
         }));
     }
-    println!("manifest   {}", image.descriptor.blob.digest);
-    println!("type       {}", image.descriptor.media_type);
-    println!("config     {}", image.manifest.config.blob.digest);
-    println!("platform   {}", image.config.platform);
+    out!("manifest   {}", image.descriptor.blob.digest);
+    out!("type       {}", image.descriptor.media_type);
+    out!("config     {}", image.manifest.config.blob.digest);
+    out!("platform   {}", image.config.platform);
     if let Some(name) = image.selected.descriptor.ref_name() {
-        println!("name       {name}");
+        out!("name       {name}");
     }
     if let Some(source) = image.selected.recorded_source() {
-        println!("source     {source}");
+        out!("source     {source}");
     }
-    println!("layers     {} ({})", layers.len(), size(total));
+    out!("layers     {} ({})", layers.len(), size(total));
     for layer in &summaries {
-        println!(
-            "{:>3}  {}  {:>10}  {}",
-            layer.number,
-            layer.digest,
-            size(layer.size),
-            layer.state
-        );
-        println!("     DiffID {}", layer.diff_id);
-        println!("     {}", layer.media_type);
-        println!("     {}", layer.how.describe(&size(layer.size)));
+        out!("{:>3}  {}  {:>10}  {}", layer.number, layer.digest, size(layer.size), layer.state);
+        out!("     DiffID {}", layer.diff_id);
+        out!("     {}", layer.media_type);
+        out!("     {}", layer.how.describe(&size(layer.size)));
     }
     Ok(())
 }
@@ -131,14 +125,14 @@ fn path_summary(context: &Context, open: &OpenImage, path: &str) -> Result<()> {
         let path = format!("/{cleaned}");
         return print_json(&json!({"path": path, "now": now, "layer": origin, "events": found}));
     }
-    println!("/{cleaned}");
+    out!("/{cleaned}");
     for event in &found {
-        println!("{:>3}  {}  {}", event.layer, event.digest, event.what);
+        out!("{:>3}  {}  {}", event.layer, event.digest, event.what);
     }
     match (now, origin) {
-        (Some(line), Some(layer)) => println!("now  {line} (from layer {layer})"),
-        (Some(line), None) => println!("now  {line} (in no layer: a missing parent)"),
-        (None, _) => println!("now  absent"),
+        (Some(line), Some(layer)) => out!("now  {line} (from layer {layer})"),
+        (Some(line), None) => out!("now  {line} (in no layer: a missing parent)"),
+        (None, _) => out!("now  absent"),
     }
     Ok(())
 }
