@@ -7,12 +7,15 @@ use serde_json::json;
 
 use super::error::{Error, ErrorKind, Result};
 use super::image::SOURCE_ANNOTATION;
-use super::layout_dir::blob_path;
+use super::layout_dir::{blob_path, read_document};
 use crate::layout::oci::{self, Manifest};
 use crate::layout::{Blob, Digest};
 
 /// The file `oci-layout`, as every writer has it (image-spec `image-layout.md`).
 const OCI_LAYOUT: &str = "{\"imageLayoutVersion\": \"1.0.0\"}";
+
+/// What a layout directory has in it; one with anything else is not ours to replace.
+const LAYOUT_NAMES: [&str; 3] = ["blobs", "index.json", "oci-layout"];
 
 /// The DiffID of a layer without entries: 1024 zero bytes.
 pub const EMPTY_LAYER_DIFF_ID: &str =
@@ -133,7 +136,9 @@ fn cannot_write(path: &Path, error: &std::io::Error) -> Error {
 }
 
 fn is_written(directory: &Path, index: &[u8], blobs: &[(Blob, &[u8])]) -> bool {
-    let same = |path: PathBuf, bytes: &[u8]| std::fs::read(path).is_ok_and(|is| is == bytes);
+    let same = |path: PathBuf, bytes: &[u8]| {
+        read_document(&path).is_ok_and(|is| is.as_deref() == Some(bytes))
+    };
     same(directory.join("index.json"), index)
         && same(directory.join("oci-layout"), OCI_LAYOUT.as_bytes())
         && blobs.iter().all(|(blob, bytes)| same(blob_path(directory, &blob.digest), bytes))
@@ -141,8 +146,9 @@ fn is_written(directory: &Path, index: &[u8], blobs: &[(Blob, &[u8])]) -> bool {
 
 /// Only what is a layout, or empty, or absent, is replaced.
 fn check_replaceable(directory: &Path) -> Result<()> {
-    let Ok(mut entries) = std::fs::read_dir(directory) else { return Ok(()) };
-    if directory.join("index.json").is_file() || entries.next().is_none() {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
+    let is_ours = |name: &std::ffi::OsStr| LAYOUT_NAMES.iter().any(|ours| name == *ours);
+    if entries.flatten().all(|entry| is_ours(&entry.file_name())) {
         return Ok(());
     }
     let message = format!(
@@ -166,11 +172,16 @@ fn put_in_place(new: tempfile::TempDir, directory: &Path) -> Result<()> {
         // The former layout now has the temporary name, and is removed with it.
         Ok(()) => new.close().map_err(|e| cannot_write(directory, &e)),
         Err(rustix::io::Errno::NOENT) => {
-            let path = new.keep();
-            std::fs::rename(&path, directory).map_err(|e| {
-                let _ = std::fs::remove_dir_all(&path);
-                cannot_write(directory, &e)
-            })
+            match renameat_with(CWD, new.path(), CWD, directory, RenameFlags::NOREPLACE) {
+                Ok(()) => {
+                    // It has its name: there is nothing temporary to remove any more.
+                    let _ = new.keep();
+                    Ok(())
+                }
+                // Somebody was quicker: exchange with theirs.
+                Err(rustix::io::Errno::EXIST) => put_in_place(new, directory),
+                Err(e) => Err(cannot_write(directory, &e.into())),
+            }
         }
         Err(e) => Err(cannot_write(directory, &e.into())),
     }
