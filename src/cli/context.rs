@@ -1,5 +1,6 @@
 //! What every command needs: the environment, the cache, and stores over an image's sources.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -111,7 +112,7 @@ impl Context {
     /// A sentence for people, on standard error.
     pub fn say(&self, text: std::fmt::Arguments<'_>) {
         if !self.options.quiet {
-            eprintln!("{text}");
+            let _ = writeln!(std::io::stderr(), "{text}");
         }
     }
 
@@ -190,7 +191,7 @@ impl Context {
     pub fn registries(&self) -> Result<Arc<Registries>> {
         let mut keychain = KeychainConfig::from_env();
         if let Some(authfile) = &self.options.authfile {
-            keychain.authfile = Some(authfile.clone());
+            keychain.authfile = Some(absolute(authfile)?);
         }
         Registries::new(&keychain, self.options.insecure)
     }
@@ -286,6 +287,6 @@ fn reference_of_path(directory: &Path) -> Option<Reference> {
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(value)
         .map_err(|e| Error::new(ErrorKind::Local, format!("cannot write JSON: {e}")))?;
-    println!("{json}");
+    out!("{json}");
     Ok(())
 }

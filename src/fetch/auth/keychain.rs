@@ -45,10 +45,15 @@ pub struct Keychain {
     path: OsString,
 }
 
+/// The same file whatever the working directory becomes: files are read anew each time.
+fn absolute(path: OsString) -> PathBuf {
+    std::path::absolute(&path).unwrap_or_else(|_| PathBuf::from(path))
+}
+
 impl KeychainConfig {
     /// What this process was started with; no `--authfile`.
     pub fn from_env() -> Self {
-        let path = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let path = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(absolute);
         KeychainConfig {
             cnb_registry_auth: std::env::var("CNB_REGISTRY_AUTH").ok(),
             authfile: None,
