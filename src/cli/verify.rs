@@ -34,6 +34,12 @@ pub fn run(context: &Context, args: &args::Verify) -> Result<()> {
     let mut findings = Vec::new();
     let mut damaged = 0;
     for (digest, path) in present_blobs(&directory)? {
+        if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+            damaged += 1;
+            let result = "damaged: not a regular file".to_owned();
+            findings.push(Finding { digest: digest.to_string(), result, bytes: 0 });
+            continue;
+        }
         let (actual, bytes) = hash(&path, digest.hasher())?;
         let is_right = actual == digest;
         damaged += usize::from(!is_right);
@@ -122,7 +128,7 @@ fn report(context: &Context, findings: &[Finding], damaged: usize) -> Result<()>
         print_json(&findings)?;
     } else {
         for finding in findings {
-            println!("{:>10}  {}  {}", size(finding.bytes), finding.digest, finding.result);
+            out!("{:>10}  {}  {}", size(finding.bytes), finding.digest, finding.result);
         }
     }
     if damaged == 0 {
