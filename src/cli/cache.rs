@@ -8,14 +8,14 @@ use crate::fetch::Result;
 pub fn run(context: &Context, command: &args::Cache) -> Result<()> {
     let cache = context.cache()?;
     match command {
-        args::Cache::Path => println!("{}", cache.root().display()),
+        args::Cache::Path => out!("{}", cache.root().display()),
         args::Cache::Ls => {
             let items = cache.items()?;
             if context.options.json {
                 return print_json(&items);
             }
             for item in &items {
-                println!("{:>10}  {:?}  {}", size(item.disk_bytes), item.kind, item.digest);
+                out!("{:>10}  {:?}  {}", size(item.disk_bytes), item.kind, item.digest);
             }
             let total = items.iter().map(|i| i.disk_bytes).sum();
             context.say(format_args!("{} in {} items", size(total), items.len()));

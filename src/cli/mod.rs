@@ -1,6 +1,13 @@
 //! The command line: wires `layout`, `fetch` and `fs` together. Configuration and the environment
 //! enter here and nowhere else.
 
+/// A line of the result, on standard output.
+macro_rules! out {
+    ($($line:tt)*) => {
+        $crate::cli::write_line(format_args!($($line)*))
+    };
+}
+
 pub mod args;
 mod cache;
 mod context;
@@ -16,6 +23,8 @@ mod status;
 mod units;
 mod unmount;
 mod verify;
+
+use std::io::Write as _;
 
 use clap::Parser as _;
 
@@ -36,11 +45,19 @@ pub fn main() -> ! {
     let code = match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("layoutfs: {error}");
+            // Whoever read the words may be gone; the exit code is for somebody else.
+            let _ = writeln!(std::io::stderr(), "layoutfs: {error}");
             exit::code(error.kind)
         }
     };
     std::process::exit(code)
+}
+
+/// Writes a line to standard output. Nothing is left to do when nobody reads it (`| head`).
+fn write_line(line: std::fmt::Arguments<'_>) {
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(exit::code(crate::fetch::ErrorKind::Local));
+    }
 }
 
 /// The exit code of a command that has not failed.

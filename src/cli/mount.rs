@@ -1,6 +1,6 @@
 //! `layoutfs mount`: checks, then serves in the background by a process of its own.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
@@ -14,7 +14,7 @@ use super::{serve, unmount};
 use crate::fetch::how::How;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::ViewKind;
-use crate::fs::mounts::{canonical_mountpoint, find_mount};
+use crate::fs::mounts::{Claim, canonical_mountpoint, find_mount};
 
 /// What the serving process writes to standard output when the tree answers.
 const READY: &[u8] = b"ready\n";
@@ -24,11 +24,13 @@ const CHILD_OPTION: &str = "--background-child";
 
 pub fn run(context: &Context, args: &args::Mount) -> Result<i32> {
     check(context, args)?;
-    let mountpoint = free_mountpoint(context, &args.mountpoint)?;
+    let (mountpoint, claim) = free_mountpoint(context, &args.mountpoint)?;
     if args.foreground || args.background_child {
-        return serve::run(context, args, mountpoint);
+        return serve::run(context, args, mountpoint, claim);
     }
-    serve_in_background()
+    // The serving process claims it for itself.
+    drop(claim);
+    serve_in_background(args.ready_fd)
 }
 
 fn check(context: &Context, args: &args::Mount) -> Result<()> {
@@ -48,9 +50,11 @@ fn check(context: &Context, args: &args::Mount) -> Result<()> {
 }
 
 /// The canonical mount point; what a crash left there is cleared, what lives there is respected.
-fn free_mountpoint(context: &Context, path: &Path) -> Result<PathBuf> {
+/// Nobody else takes it while the claim is held.
+fn free_mountpoint(context: &Context, path: &Path) -> Result<(PathBuf, Claim)> {
     let mountpoint = canonical_mountpoint(path)?;
     let run = context.run_directory()?;
+    let claim = run.claim(&mountpoint)?;
     let record = run.read(&mountpoint);
     match &record {
         // A daemon whose mount was detached lives until its last user ends; the name is free.
@@ -70,7 +74,7 @@ fn free_mountpoint(context: &Context, path: &Path) -> Result<PathBuf> {
     }
     let is_directory = std::fs::metadata(&mountpoint).map(|m| m.is_dir());
     match is_directory {
-        Ok(true) => Ok(mountpoint),
+        Ok(true) => Ok((mountpoint, claim)),
         Ok(false) => Err(not_a_directory(&mountpoint, &"it is not a directory")),
         Err(error) => Err(not_a_directory(&mountpoint, &error)),
     }
@@ -119,13 +123,13 @@ pub fn announce(context: &Context, open: &OpenImage) -> Result<()> {
 
 /// Starts this program again to serve, passes its errors and its exit code on, and returns when
 /// the tree answers.
-fn serve_in_background() -> Result<i32> {
+fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
     let failed = |e: &std::io::Error| Error::local("cannot start the serving process", e);
+    keep_descriptors_here(ready_fd).map_err(|e| failed(&e))?;
     // The program that runs now, even if its file was replaced meanwhile.
     let mut child = Command::new("/proc/self/exe")
         .arg0("layoutfs")
-        .args(std::env::args_os().skip(1))
-        .arg(OsStr::new(CHILD_OPTION))
+        .args(with_child_option(std::env::args_os().skip(1).collect()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -140,6 +144,33 @@ fn serve_in_background() -> Result<i32> {
     // It has printed why.
     let status = child.wait().map_err(|e| failed(&e))?;
     Ok(status.code().filter(|code| *code != 0).unwrap_or(1))
+}
+
+/// Descriptors that this process was given do not go on to the serving one, which would keep locks
+/// held and pipes open for as long as the mount lives. Only `wanted` does.
+fn keep_descriptors_here(wanted: Option<u32>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(number) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        if number <= 2 || Some(number) == wanted {
+            continue;
+        }
+        let Ok(raw) = i32::try_from(number) else { continue };
+        // SAFETY: it was open a moment ago. If another thread has closed it since, the call fails
+        // or marks a descriptor of ours, and ours are all marked already.
+        #[expect(unsafe_code, reason = "there is no owner: the number is inherited")]
+        let inherited = unsafe { std::os::fd::BorrowedFd::borrow_raw(raw) };
+        let _ = rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::CLOEXEC);
+    }
+    Ok(())
+}
+
+/// The arguments for the serving process: its option stands before a `--`, behind which everything
+/// is a name.
+fn with_child_option(mut args: Vec<OsString>) -> Vec<OsString> {
+    let at = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
+    args.insert(at, CHILD_OPTION.into());
+    args
 }
 
 /// Leaves the terminal: a session of our own, log lines to `log`, and the word to whoever waits.
@@ -160,4 +191,16 @@ pub fn detach(log: &Path) -> Result<()> {
     // The mount must not keep the directory busy that the user called from.
     std::env::set_current_dir("/").map_err(|e| failed(&e))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_serving_process_gets_its_option_before_what_is_no_option() {
+        let with = |args: &[&str]| with_child_option(args.iter().map(OsString::from).collect());
+        assert_eq!(with(&["mount", "a", "m"]), ["mount", "a", "m", CHILD_OPTION]);
+        assert_eq!(with(&["mount", "--", "a", "m"]), ["mount", CHILD_OPTION, "--", "a", "m"]);
+    }
 }

@@ -17,7 +17,7 @@ use crate::fs::counters::Counters;
 use crate::fs::fuse::Shell;
 use crate::fs::images::{self, ViewKind};
 use crate::fs::mount::Mounted;
-use crate::fs::mounts::{Record, RunDirectory, find_mount, started_ticks};
+use crate::fs::mounts::{Claim, Record, RunDirectory, find_mount, started_ticks};
 use crate::fs::overlay;
 use crate::fs::pending::Pending;
 use crate::fs::status::{self, LayerStatus, Status};
@@ -44,7 +44,12 @@ struct Daemon<'a> {
 ///
 /// # Errors
 /// The image cannot be read, or the mount cannot be made.
-pub fn run(context: &Context, args: &args::Mount, mountpoint: PathBuf) -> Result<i32> {
+pub fn run(
+    context: &Context,
+    args: &args::Mount,
+    mountpoint: PathBuf,
+    claim: Claim,
+) -> Result<i32> {
     // Started through /proc/self/exe, it would be called `exe`. A name is not worth failing for.
     let _ = rustix::thread::set_name(c"layoutfs");
     let open = context.open(&args.image)?;
@@ -77,11 +82,11 @@ pub fn run(context: &Context, args: &args::Mount, mountpoint: PathBuf) -> Result
         pending: Arc::default(),
         counters: Arc::default(),
     };
-    daemon.serve()
+    daemon.serve(claim)
 }
 
 impl Daemon<'_> {
-    fn serve(&self) -> Result<i32> {
+    fn serve(&self, claim: Claim) -> Result<i32> {
         let shell = Shell {
             view: self.pending.clone(),
             counters: self.counters.clone(),
@@ -92,13 +97,15 @@ impl Daemon<'_> {
         };
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);
         let mounted = Mounted::start(shell, view_at)?;
-        let served = self.serve_mounted(&mounted);
+        let served = self.serve_mounted(&mounted, claim);
         self.end(&mounted);
         served
     }
 
-    fn serve_mounted(&self, mounted: &Mounted) -> Result<i32> {
+    fn serve_mounted(&self, mounted: &Mounted, claim: Claim) -> Result<i32> {
         self.run.write(&self.record)?;
+        // From here on the record says whose it is.
+        drop(claim);
         status::serve(&self.run.socket(&self.record.mountpoint), self.reporter()?)?;
         if self.args.no_wait {
             self.context.runtime.spawn(self.build());
@@ -245,7 +252,7 @@ fn report(
         errors: asked.errors,
         bytes_fetched: asked.bytes,
         bytes_read: counters.bytes_read(),
-        bytes_total: layers.iter().map(|l| l.blob.size).sum(),
+        bytes_total: layers.iter().fold(0, |sum, l| l.blob.size.saturating_add(sum)),
         read_errors: counters.read_errors(),
         messages,
         log: log.to_owned(),

@@ -28,7 +28,7 @@ pub fn run(context: &Context, args: &args::Sparse) -> Result<()> {
             "reference": reference,
         }));
     }
-    println!("{digest}");
+    out!("{digest}");
     Ok(())
 }
 

@@ -67,7 +67,7 @@ fn show(context: &Context, args: &args::Status) -> Result<()> {
 
 fn print(status: &Status) {
     let ready = if status.ready { "" } else { ", not ready yet" };
-    println!(
+    out!(
         "{}: {} of {}{ready} (process {})",
         status.mountpoint.display(),
         status.view,
@@ -77,9 +77,9 @@ fn print(status: &Status) {
     for (number, layer) in status.layers.iter().enumerate() {
         let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
         let (resident, total) = (size(layer.resident), size(layer.size));
-        println!("  layer {number:>2}  {digest}  {resident} of {total}  {}", layer.how);
+        out!("  layer {number:>2}  {digest}  {resident} of {total}  {}", layer.how);
     }
-    println!(
+    out!(
         "  fetched {} of {} in {} requests ({} tried again, {} failed)",
         size(status.bytes_fetched),
         size(status.bytes_total),
@@ -88,11 +88,11 @@ fn print(status: &Status) {
         status.errors
     );
     let messages: Vec<String> = status.messages.iter().map(|(n, c)| format!("{n} {c}")).collect();
-    println!(
+    out!(
         "  read {}; {} reads failed; messages: {}",
         size(status.bytes_read),
         status.read_errors,
         messages.join(", ")
     );
-    println!("  log {}", status.log.display());
+    out!("  log {}", status.log.display());
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::args;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::mount::unmount_path;
-use crate::fs::mounts::{Record, RunDirectory, canonical_mountpoint, find_mount};
+use crate::fs::mounts::{KernelMount, Record, RunDirectory, canonical_mountpoint, find_mount};
 use crate::fs::overlay;
 
 /// How long a daemon may take to end after its last mount is gone.
@@ -52,13 +52,13 @@ pub fn clear(
     record: Option<&Record>,
     lazy: bool,
 ) -> Result<()> {
-    while find_mount(mountpoint).is_some_and(|top| top.source == OUR_SOURCE) {
-        unmount_path(mountpoint, lazy)?;
+    while let Some(top) = find_mount(mountpoint).filter(|top| top.source == OUR_SOURCE) {
+        take_away(mountpoint, &top, lazy)?;
     }
     let Some(record) = record else { return Ok(()) };
     if let Some(lower) = &record.lower {
-        while find_mount(lower).is_some() {
-            unmount_path(lower, lazy)?;
+        while let Some(top) = find_mount(lower) {
+            take_away(lower, &top, lazy)?;
         }
     }
     if !record.is_alive() {
@@ -66,6 +66,22 @@ pub fn clear(
             overlay::remove_work_directory(upper);
         }
         run.remove(record);
+    }
+    Ok(())
+}
+
+/// Takes `top` away from `path`.
+///
+/// # Errors
+/// It stays: another mount lies over a directory above it, and hides it from every path.
+fn take_away(path: &Path, top: &KernelMount, lazy: bool) -> Result<()> {
+    unmount_path(path, lazy)?;
+    if find_mount(path).is_some_and(|still| still.id == top.id) {
+        let message = format!(
+            "{} is hidden: something else is mounted on a directory above it; unmount that first",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Busy, message));
     }
     Ok(())
 }

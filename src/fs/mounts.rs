@@ -19,6 +19,12 @@ pub struct RunDirectory {
     path: PathBuf,
 }
 
+/// The exclusive right to mount on one mount point. Ends when dropped, or with its process.
+#[derive(Debug)]
+pub struct Claim {
+    _file: std::fs::File,
+}
+
 /// What a daemon wrote down about its mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
@@ -41,6 +47,8 @@ pub struct Record {
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelMount {
+    /// Unique among the mounts of this moment.
+    pub id: String,
     /// `major:minor`.
     pub device: String,
     /// Where.
@@ -62,6 +70,7 @@ impl RunDirectory {
             .mode(0o700)
             .create(&path)
             .map_err(|e| Error::local(format!("cannot make {}", path.display()), &e))?;
+        check_private(&path)?;
         Ok(RunDirectory { path })
     }
 
@@ -91,6 +100,29 @@ impl RunDirectory {
                 Err(Error::local(format!("cannot make {}", path.display()), &e))
             }
             _ => Ok(path),
+        }
+    }
+
+    /// The exclusive right to look whether `mountpoint` is free and to mount on it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`](crate::fetch::ErrorKind::Busy) while another process has it; local
+    /// trouble.
+    pub fn claim(&self, mountpoint: &Path) -> Result<Claim> {
+        use rustix::fs::{FlockOperation, flock};
+        let path = self.file(mountpoint, "lock");
+        let failed =
+            |e: &std::io::Error| Error::local(format!("cannot lock {}", path.display()), e);
+        let mut options = std::fs::OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false);
+        let file = options.open(&path).map_err(|e| failed(&e))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Claim { _file: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let message = format!("{}: somebody else is mounting there", mountpoint.display());
+                Err(Error::new(crate::fetch::ErrorKind::Busy, message))
+            }
+            Err(e) => Err(failed(&e.into())),
         }
     }
 
@@ -139,6 +171,24 @@ impl RunDirectory {
     }
 }
 
+/// The directory is ours, and nobody else may write to it: records say what to unmount and which
+/// directories to remove.
+fn check_private(path: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let failed = |e: &std::io::Error| Error::local(format!("cannot look at {}", path.display()), e);
+    let meta = path.symlink_metadata().map_err(|e| failed(&e))?;
+    let is_ours = meta.uid() == rustix::process::geteuid().as_raw();
+    if meta.is_dir() && is_ours && meta.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is not a directory of this user's that only this user may write to: remove it, or set \
+         XDG_RUNTIME_DIR",
+        path.display()
+    );
+    Err(Error::new(crate::fetch::ErrorKind::Local, message))
+}
+
 impl Record {
     /// The daemon lives: a process of its number that started when it did.
     pub fn is_alive(&self) -> bool {
@@ -183,6 +233,7 @@ fn parse_line(line: &[u8]) -> Option<KernelMount> {
     let dash = fields.iter().position(|f| *f == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
     Some(KernelMount {
+        id: text(fields.first()?),
         device: text(fields.get(2)?),
         mountpoint: PathBuf::from(std::ffi::OsString::from_vec(unescaped(fields.get(4)?))),
         filesystem: text(fields.get(dash + 1)?),
@@ -241,6 +292,7 @@ mod tests {
                       37 35 0:45 / /x rw - overlay layoutfs rw\n";
         let mounts = parse_mountinfo(table);
         assert_eq!(mounts[0].mountpoint, Path::new("/mnt/a b"));
+        assert_eq!(mounts[0].id, "36");
         assert_eq!(mounts[0].device, "0:44");
         assert_eq!(mounts[0].filesystem, "fuse.layoutfs");
         assert_eq!(mounts[1].filesystem, "overlay");
@@ -261,6 +313,23 @@ mod tests {
         };
         assert!(record.is_alive());
         assert!(!Record { started_ticks: ticks + 1, ..record }.is_alive());
+    }
+
+    #[test]
+    fn a_run_directory_that_others_may_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("run");
+        std::fs::create_dir(&path).expect("made");
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(&path, open).expect("opened up");
+        assert!(RunDirectory::open(path.clone()).is_err());
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&path, private).expect("closed");
+        assert!(RunDirectory::open(path.clone()).is_ok());
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("linked");
+        assert!(RunDirectory::open(link).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod auth;
+mod commands;
 mod formats;
 mod image_works;
 mod layouts;
