@@ -197,7 +197,7 @@ fn a_whole_blob_that_was_damaged_in_the_cache_is_fetched_again() {
     bytes[1 << 20] ^= 1;
     fs::write(&blob, &bytes).expect("damaged");
     registry.clear();
-    let mount = room.mount(&layout, &["--view", "layout", "--verify", "strict"]);
+    let mount = room.mount(&layout, &["--view", "layout"]);
     let path = mount.path().join("blobs/sha256").join(digest.hex());
     assert_eq!(fs::read(path).expect("read"), image.layers[0].blob);
     assert_eq!(registry.bytes_sent(&digest), image.layers[0].blob.len() as u64);
