@@ -33,6 +33,9 @@ const QUEUED_PIECES: usize = 32;
 /// Bytes of a stream after which its residency map gets a line, for whoever resumes it.
 const MAP_EVERY_BYTES: u64 = 16 << 20;
 
+/// Bytes of a resumed prefix after which others are told that its hashing gets on: 40 ms of work.
+const TOUCH_EVERY_BYTES: u64 = 64 << 20;
+
 /// One read of a local blob while it is hashed.
 const HASH_READ_BYTES: u64 = 1 << 20;
 
@@ -130,10 +133,12 @@ impl Arrival {
             let written = write.await.unwrap_or_else(|e| Err(crashed(&e)));
             let fetched = fetch.await.unwrap_or_else(|e| Err(crashed(&e)));
             drop(lock);
-            // A failed fetch makes the writer see too few bytes: the cause comes first.
-            let outcome = match fetched {
-                Err(error) if error.kind != ErrorKind::Local => Err(error),
-                _ => written,
+            // A failed fetch makes the writer see too few bytes, and a failed writer makes the fetch
+            // find nobody to give them to: the cause comes first.
+            let outcome = match (fetched, written) {
+                (_, Err(error)) if error.kind == ErrorKind::Local => Err(error),
+                (Err(error), _) => Err(error),
+                (Ok(()), written) => written,
             };
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
@@ -393,6 +398,10 @@ impl Writing {
             let range = ByteRange::at(at, HASH_READ_BYTES.min(start - at));
             hasher.update(&super::cache::read_exact_at(&self.file, range)?);
             at = range.end;
+            if at % TOUCH_EVERY_BYTES == 0 {
+                // Another process that waits for this stream sees that it gets on.
+                let _ = self.file.set_modified(std::time::SystemTime::now());
+            }
         }
         self.progress.send_modify(|p| (p.resident, p.arrived) = (start, start));
         Ok(())

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! <dir>/v1/blobs/<alg>/<hex>         a whole blob, proved before it got this name
-//! <dir>/v1/blobs/<alg>/<hex>.part    a sparse file: some bytes of a blob, proved or not
-//! <dir>/v1/blobs/<alg>/<hex>.map     which bytes of the part are resident (`start end` a line)
+//! <dir>/v1/blobs/<alg>/<hex>.<size>.part  a sparse file: some bytes of a blob, proved or not
+//! <dir>/v1/blobs/<alg>/<hex>.<size>.map   which of them are resident (`start end` a line)
 //! <dir>/v1/blobs/<alg>/<hex>.lock    held by the one process that streams the blob
 //! <dir>/v1/indexes/<alg>-<hex>       the `LayerIndex` of the layer blob of that digest
 //! <dir>/v1/decoded/<alg>-<hex>       an uncompressed layer, by DiffID, proved before it got this name
@@ -19,7 +19,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -39,43 +39,13 @@ const MAP_BYTES_MAX: u64 = 64 << 20;
 /// A saved index beyond this is not read: 2^20 entries need about 200 MB.
 const INDEX_BYTES_MAX: u64 = 1 << 30;
 
-/// A file that was not written to for so long has no writer any more: a first pass writes all the
-/// time, and a stalled one ends at its deadline.
-const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
+/// One step of copying a blob.
+const COPY_BYTES: u64 = 4 << 20;
 
 /// A cache directory, shared by any number of mounts and processes.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    root: PathBuf,
-}
-
-/// What a file in the cache is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ItemKind {
-    /// A whole blob.
-    Blob,
-    /// Some bytes of a blob.
-    Part,
-    /// A layer index.
-    Index,
-    /// An uncompressed layer.
-    Decoded,
-}
-
-/// One file in the cache.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Item {
-    /// What it is.
-    pub kind: ItemKind,
-    /// Digest of the blob, or DiffID of a decoded layer.
-    pub digest: String,
-    /// Bytes on disk (a sparse file uses less than its length).
-    pub disk_bytes: u64,
-    /// Seconds since 1970 of the last use.
-    pub used: i64,
-    #[serde(skip)]
-    path: PathBuf,
+    pub(super) root: PathBuf,
 }
 
 /// The exclusive right to stream one blob; other processes wait for it. Ends when dropped.
@@ -130,7 +100,14 @@ impl Cache {
         self.root.join(directory).join(format!("{}-{}", digest.algorithm(), digest.hex()))
     }
 
-    /// The whole, proved blob, if it is here. One of another size is damaged, and is removed.
+    /// The part's file, or its map. The size is in the name: an image whose descriptor lies about it
+    /// must not touch the bytes of one that does not.
+    fn part_path(&self, blob: &Blob, suffix: &str) -> PathBuf {
+        self.blob_path(&blob.digest).with_extension(format!("{}.{suffix}", blob.size))
+    }
+
+    /// The whole, proved blob, if it is here. A file of another size is none: it is damaged, and the
+    /// next stream replaces it, or the size is not true, and it stays.
     ///
     /// # Errors
     /// Local trouble other than absence.
@@ -141,6 +118,23 @@ impl Cache {
     /// Removes a blob whose bytes are no longer what they were.
     pub fn remove_blob(&self, blob: &Blob) {
         let _ = std::fs::remove_file(self.blob_path(&blob.digest));
+    }
+
+    /// A whole blob of which the bytes `damaged` are wrong becomes a part without them: the rest is
+    /// not fetched again.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn demote_blob(&self, blob: &Blob, damaged: ByteRange) -> Result<()> {
+        self.destroy_part(blob);
+        let (whole, part) = (self.blob_path(&blob.digest), self.part_path(blob, "part"));
+        std::fs::rename(&whole, &part)
+            .map_err(|e| Error::local(format!("cannot rename {}", whole.display()), &e))?;
+        let mut part = self.open_part(blob)?;
+        for range in [ByteRange::new(0, damaged.start), ByteRange::new(damaged.end, blob.size)] {
+            part.mark_resident(range)?;
+        }
+        Ok(())
     }
 
     /// The uncompressed layer `diff_id` of `size` bytes, if it is here with its sums.
@@ -173,9 +167,8 @@ impl Cache {
     /// # Errors
     /// Local trouble.
     pub fn open_part(&self, blob: &Blob) -> Result<Part> {
-        let path = self.blob_path(&blob.digest);
         let open = |suffix: &str| {
-            let path = path.with_extension(suffix);
+            let path = self.part_path(blob, suffix);
             OpenOptions::new()
                 .read(true)
                 .append(suffix == "map")
@@ -188,32 +181,47 @@ impl Cache {
         let file = open("part")?;
         let map = open("map")?;
         let resident = read_map(&map, file_len(&file)?.min(blob.size))
-            .map_err(|e| Error::local(format!("cannot read the map of {}", path.display()), &e))?;
+            .map_err(|e| Error::local(format!("cannot read the map of {}", blob.digest), &e))?;
         Ok(Part { file, resident, map })
     }
 
-    /// How far the part of a blob reaches: grows while some process streams it. 0: there is none.
-    pub fn part_len(&self, blob: &Blob) -> u64 {
-        let path = self.blob_path(&blob.digest).with_extension("part");
-        path.metadata().map_or(0, |meta| meta.len())
+    /// What changes while some process streams the blob. `None`: there is no part.
+    pub fn part_state(&self, blob: &Blob) -> Option<(u64, i64, i64)> {
+        let meta = self.part_path(blob, "part").metadata().ok()?;
+        Some((meta.blocks(), meta.mtime(), meta.mtime_nsec()))
     }
 
-    /// Throws the part away: its bytes are wrong.
+    /// Throws the part away: its bytes are wrong. The map first: without it nothing is resident.
     pub fn destroy_part(&self, blob: &Blob) {
-        let path = self.blob_path(&blob.digest);
-        for suffix in ["part", "map"] {
-            let _ = std::fs::remove_file(path.with_extension(suffix));
+        for suffix in ["map", "part"] {
+            let _ = std::fs::remove_file(self.part_path(blob, suffix));
         }
     }
 
-    /// Gives the proved part its final name. `file` is the part.
+    /// Gives the proved part its final name. `file` is the part, whatever its name stands for now:
+    /// somebody may have pruned it, and somebody else begun another.
     ///
     /// # Errors
-    /// Local trouble; the part stays, and is tried again by the next stream.
+    /// Local trouble.
     pub fn publish_blob(&self, blob: &Blob, file: &File) -> Result<()> {
-        let path = self.blob_path(&blob.digest);
-        publish(file, &path.with_extension("part"), &path)?;
-        let _ = std::fs::remove_file(path.with_extension("map"));
+        let (path, part) = (self.blob_path(&blob.digest), self.part_path(blob, "part"));
+        let inode = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let ours = file.metadata().map(inode);
+        let is_named = matches!((ours, part.metadata().map(inode)), (Ok(a), Ok(b)) if a == b);
+        if is_named {
+            publish(file, &part, &path)?;
+        } else {
+            let mut copy = self.temporary("decoded")?;
+            let mut at = 0;
+            while at < blob.size {
+                let range = ByteRange::at(at, COPY_BYTES.min(blob.size - at));
+                copy.write_all(&read_exact_at(file, range)?)
+                    .map_err(|e| Error::local("cannot copy a blob", &e))?;
+                at = range.end;
+            }
+            persist(copy, &path)?;
+        }
+        let _ = std::fs::remove_file(self.part_path(blob, "map"));
         let _ = std::fs::remove_file(path.with_extension("lock"));
         Ok(())
     }
@@ -246,12 +254,12 @@ impl Cache {
         persist(file, &path)
     }
 
-    /// The exclusive right to stream `blob`, unless another process has it.
+    /// The exclusive right to stream a blob, unless another process has it.
     ///
     /// # Errors
     /// Local trouble.
-    pub fn try_lock(&self, blob: &Blob) -> Result<Option<StreamLock>> {
-        let path = self.blob_path(&blob.digest).with_extension("lock");
+    pub fn try_lock(&self, digest: &Digest) -> Result<Option<StreamLock>> {
+        let path = self.blob_path(digest).with_extension("lock");
         let failed = |e: &io::Error| Error::local(format!("cannot lock {}", path.display()), e);
         loop {
             let mut options = OpenOptions::new();
@@ -309,79 +317,6 @@ impl Cache {
             .tempfile_in(&directory)
             .map_err(|e| Error::local(format!("cannot make a file in {}", directory.display()), &e))
     }
-
-    /// Everything in the cache, least recently used first.
-    ///
-    /// # Errors
-    /// Local trouble.
-    pub fn items(&self) -> Result<Vec<Item>> {
-        let mut items = Vec::new();
-        for directory in ["blobs/sha256", "blobs/sha512", "indexes", "decoded"] {
-            let path = self.root.join(directory);
-            let failed = |e: &io::Error| Error::local(format!("cannot list {}", path.display()), e);
-            for entry in std::fs::read_dir(&path).map_err(|e| failed(&e))? {
-                let entry = entry.map_err(|e| failed(&e))?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if let (Ok(meta), Some((kind, digest))) =
-                    (entry.metadata(), classify(directory, &name))
-                {
-                    let (disk_bytes, used) = (meta.blocks() * 512, meta.mtime());
-                    items.push(Item { kind, digest, disk_bytes, used, path: entry.path() });
-                }
-            }
-        }
-        items.sort_by(|a, b| (a.used, &a.digest, a.kind).cmp(&(b.used, &b.digest, b.kind)));
-        Ok(items)
-    }
-
-    /// Removes files that a crash kept from getting a name.
-    fn remove_abandoned(&self) {
-        for directory in ["indexes", "decoded"] {
-            let Ok(entries) = std::fs::read_dir(self.root.join(directory)) else { continue };
-            for entry in entries.flatten() {
-                let is_temporary = entry.file_name().as_encoded_bytes().starts_with(b".new-");
-                let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed());
-                let is_old = matches!(age, Ok(Ok(age)) if age > ABANDONED_AFTER);
-                if is_temporary && is_old {
-                    let _ = std::fs::remove_file(entry.path());
-                }
-            }
-        }
-    }
-
-    /// Removes items, least recently used first, until the rest uses at most `limit_bytes`.
-    /// Indexes are kept unless `indexes` is set: they are small, and spare a whole first pass.
-    /// Mounts that read a removed file keep it open, or fetch it again.
-    ///
-    /// # Errors
-    /// Local trouble.
-    pub fn prune(&self, limit_bytes: u64, indexes: bool) -> Result<Vec<Item>> {
-        self.remove_abandoned();
-        let items = self.items()?;
-        let mut used: u64 = items.iter().map(|i| i.disk_bytes).sum();
-        let mut removed = Vec::new();
-        for item in items {
-            if used <= limit_bytes || (item.kind == ItemKind::Index && !indexes) {
-                continue;
-            }
-            if let Err(e) = std::fs::remove_file(&item.path)
-                && e.kind() != io::ErrorKind::NotFound
-            {
-                return Err(Error::local(format!("cannot remove {}", item.path.display()), &e));
-            }
-            let beside = match item.kind {
-                ItemKind::Part => Some("map"),
-                ItemKind::Decoded => Some("sums"),
-                ItemKind::Blob | ItemKind::Index => None,
-            };
-            if let Some(suffix) = beside {
-                let _ = std::fs::remove_file(item.path.with_extension(suffix));
-            }
-            used = used.saturating_sub(item.disk_bytes);
-            removed.push(item);
-        }
-        Ok(removed)
-    }
 }
 
 impl Part {
@@ -396,6 +331,11 @@ impl Part {
         (&self.map)
             .write_all(line.as_bytes())
             .map_err(|e| Error::local("cannot write a residency map", &e))
+    }
+
+    /// The file has no name any more: somebody has pruned it.
+    pub fn is_abandoned(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.nlink() == 0)
     }
 
     /// How many bytes from the start are resident without a gap.
@@ -417,20 +357,6 @@ pub fn read_exact_at(file: &File, range: ByteRange) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn classify(directory: &str, name: &str) -> Option<(ItemKind, String)> {
-    if let Some(algorithm) = directory.strip_prefix("blobs/") {
-        let (hex, kind) = match name.split_once('.') {
-            None => (name, ItemKind::Blob),
-            Some((hex, "part")) => (hex, ItemKind::Part),
-            Some(_) => return None,
-        };
-        return Some((kind, format!("{algorithm}:{hex}")));
-    }
-    let kind = if directory == "indexes" { ItemKind::Index } else { ItemKind::Decoded };
-    let digest = name.replacen('-', ":", 1);
-    digest.parse::<Digest>().ok().map(|_| (kind, digest))
-}
-
 fn open_existing(path: &Path) -> io::Result<Option<File>> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
@@ -448,9 +374,8 @@ fn open_sized(path: &Path, size: u64) -> Result<Option<File>> {
     let Some(file) = open_existing(path).map_err(|e| failed(&e))? else { return Ok(None) };
     let actual = file_len(&file)?;
     if actual != size {
-        let shown = path.display();
-        tracing::warn!(path = %shown, expected = size, actual, "removing a file of the wrong size");
-        let _ = std::fs::remove_file(path);
+        let path = path.display();
+        tracing::warn!(%path, expected = size, actual, "a cached file has another size");
         return Ok(None);
     }
     // The time of the last use, for eviction; another user's cache may refuse it.

@@ -129,23 +129,27 @@ impl LayerReader {
     /// The decoded file: made once, by a pass over the whole blob, which keeps the deadline: it
     /// fails when no byte arrives for too long.
     async fn decode_whole(&self) -> Result<Arc<Decoded>> {
-        let _alone = self.decoding.enter(()).await;
+        let turn = self.decoding.enter(()).await?;
         if let Some(decoded) = self.decoded() {
             return Ok(decoded);
         }
-        let saved = self.store.cache().open_decoded(&self.layer.diff_id, self.index.tar_size)?;
-        let decoded = match saved {
-            Some(decoded) => decoded,
-            None => {
-                let pass = first_pass::run(&self.store, &self.layer, first_pass::Keep::Decoded);
-                pass.await?.decoded.ok_or_else(|| {
-                    Error::new(ErrorKind::Invalid, "a layer changed between two passes")
-                })?
-            }
-        };
-        let decoded = Arc::new(decoded);
-        *self.decoded.write().unwrap_or_else(PoisonError::into_inner) = Some(decoded.clone());
-        Ok(decoded)
+        let decoded = self.open_or_decode().await.map(Arc::new);
+        if let Ok(decoded) = &decoded {
+            let mut kept = self.decoded.write().unwrap_or_else(PoisonError::into_inner);
+            *kept = Some(decoded.clone());
+        }
+        turn.end(decoded)
+    }
+
+    async fn open_or_decode(&self) -> Result<Decoded> {
+        let (cache, diff_id) = (self.store.cache().clone(), self.layer.diff_id);
+        let size = self.index.tar_size;
+        if let Some(decoded) = blocking(move || cache.open_decoded(&diff_id, size)).await? {
+            return Ok(decoded);
+        }
+        let pass = first_pass::run(&self.store, &self.layer, first_pass::Keep::Decoded).await?;
+        pass.decoded
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, "a layer changed between two passes"))
     }
 
     /// The decoded spans `wanted` (ascending), from memory, disk or the source.
@@ -155,10 +159,24 @@ impl LayerReader {
         deadline: Deadline,
     ) -> Result<Vec<(usize, Bytes)>> {
         // Entered in ascending order by everyone, so that no two wait for each other.
-        let mut alone = Vec::new();
+        let mut turns = Vec::new();
         for &i in wanted {
-            alone.push(self.fetching.enter(i).await);
+            turns.push(self.fetching.enter(i).await?);
         }
+        let outcome = self.decode_in_turn(wanted, deadline).await;
+        for turn in turns {
+            let shared = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
+            // The outcome is returned below; here those who wait get it.
+            let _ = turn.end(shared);
+        }
+        outcome
+    }
+
+    async fn decode_in_turn(
+        self: &Arc<Self>,
+        wanted: &[usize],
+        deadline: Deadline,
+    ) -> Result<Vec<(usize, Bytes)>> {
         let key = |i| (self.layer.blob.digest, i);
         let (mut decoded, mut missing) = (Vec::new(), Vec::new());
         for &i in wanted {
@@ -182,14 +200,15 @@ impl LayerReader {
 
     /// The proved stored bytes of the spans `wanted`: local ones first, the rest in few requests.
     async fn stored_spans(
-        &self,
+        self: &Arc<Self>,
         wanted: &[usize],
         deadline: Deadline,
     ) -> Result<Vec<(usize, Bytes)>> {
         let mut stored = Vec::new();
         let mut missing = Vec::new();
         for &i in wanted {
-            match self.local_span(i)? {
+            let reader = self.clone();
+            match blocking(move || reader.local_span(i)).await? {
                 Some(bytes) => stored.push((i, bytes)),
                 None => missing.push(i),
             }
@@ -203,7 +222,12 @@ impl LayerReader {
             let span = &self.index.spans[i];
             let bytes = assemble(span.blob, &pieces);
             self.prove(span, &bytes)?;
-            self.keep(span.blob, &bytes);
+            let (reader, range, kept) = (self.clone(), span.blob, bytes.clone());
+            blocking(move || {
+                reader.keep(range, &kept);
+                Ok(())
+            })
+            .await?;
             stored.push((i, bytes));
         }
         Ok(stored)
@@ -229,26 +253,39 @@ impl LayerReader {
         })
     }
 
-    /// The span from a local file, if it is there and right. Wrong bytes are named, and fetched.
+    /// The span from a local file, if it is there and right. Wrong or unreadable bytes are named in
+    /// the log, and fetched.
     fn local_span(&self, i: usize) -> Result<Option<Bytes>> {
         let span = &self.index.spans[i];
-        let local = match self.store.open_local(&self.layer.blob)? {
-            Some(file) => Some(read_exact_at(&file, span.blob)?),
-            None => self.resident_span(span)?,
+        let blob = &self.layer.blob;
+        let opened = self.store.open_local(blob)?;
+        let is_cached = matches!(opened, Some((_, true)));
+        let local = match opened {
+            Some((file, _)) => read_exact_at(&file, span.blob).map(Some),
+            None => self.resident_span(span),
         };
-        let Some(bytes) = local else { return Ok(None) };
-        match self.prove(span, &bytes) {
-            Ok(()) => Ok(Some(bytes.into())),
+        let checked = local.and_then(|bytes| match bytes {
+            Some(bytes) => self.prove(span, &bytes).map(|()| Some(Bytes::from(bytes))),
+            None => Ok(None),
+        });
+        match checked {
             Err(error) => {
                 tracing::warn!(%error, "local bytes are damaged, fetching them again");
+                if is_cached {
+                    self.store.cache().demote_blob(blob, span.blob)?;
+                    *self.part.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(self.store.cache().open_part(blob)?);
+                }
                 Ok(None)
             }
+            right => right,
         }
     }
 
     fn resident_span(&self, span: &Span) -> Result<Option<Vec<u8>>> {
         let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
-        if part.is_none() {
+        // One that was pruned meanwhile is nobody's but ours.
+        if part.as_ref().is_none_or(Part::is_abandoned) {
             *part = Some(self.store.cache().open_part(&self.layer.blob)?);
         }
         match &*part {

@@ -8,6 +8,7 @@ pub mod auth;
 pub mod cache;
 pub mod decoded;
 pub mod error;
+pub mod evict;
 pub mod failover;
 pub mod first_pass;
 pub mod flight;

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
+
 use super::arrival::{Arrival, Origin, Progress, Stamp, Until};
 use super::cache::{Cache, StreamLock};
 use super::error::{Error, ErrorKind, Result};
@@ -82,14 +84,16 @@ impl Store {
         if let Some(arrival) = self.running(blob) {
             return Ok(arrival);
         }
-        let _alone = self.flights.enter(blob.digest).await;
+        let turn = self.flights.enter(blob.digest).await?;
         if let Some(arrival) = self.running(blob) {
             return Ok(arrival);
         }
-        let arrival = self.start(blob, deadline).await?;
-        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        arrivals.insert(blob.digest, arrival.clone());
-        Ok(arrival)
+        let started = self.start(blob, deadline).await;
+        if let Ok(arrival) = &started {
+            let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+            arrivals.insert(blob.digest, arrival.clone());
+        }
+        turn.end(started)
     }
 
     /// The whole blob, proved.
@@ -123,15 +127,15 @@ impl Store {
         arrivals.get(&blob.digest).map(|a| a.progress())
     }
 
-    /// The whole blob's file if it is local: no request, no wait. One of the layout directory is
-    /// not proved.
+    /// The whole blob's file if it is local: no request, no wait, and no proof. `true`: it is the
+    /// cache's.
     ///
     /// # Errors
     /// Local trouble.
-    pub fn open_local(&self, blob: &Blob) -> Result<Option<File>> {
+    pub fn open_local(&self, blob: &Blob) -> Result<Option<(File, bool)>> {
         match self.open_layout_blob(blob)? {
-            Some(file) => Ok(Some(file)),
-            None => self.cache().open_blob(blob),
+            Some(file) => Ok(Some((file, false))),
+            None => Ok(self.cache().open_blob(blob)?.map(|file| (file, true))),
         }
     }
 
@@ -186,18 +190,18 @@ impl Store {
         blob: &Blob,
         mut deadline: Deadline,
     ) -> Result<std::result::Result<StreamLock, File>> {
-        let mut arrived = 0;
+        let mut seen = None;
         loop {
-            if let Some(lock) = self.cache().try_lock(blob)? {
+            if let Some(lock) = self.cache().try_lock(&blob.digest)? {
                 // Whoever held the lock may just have finished.
                 return Ok(match self.cache().open_blob(blob)? {
                     Some(file) => Err(file),
                     None => Ok(lock),
                 });
             }
-            let now = self.cache().part_len(blob);
-            if now > arrived {
-                (arrived, deadline) = (now, deadline.renewed());
+            let now = self.cache().part_state(blob);
+            if now != seen {
+                (seen, deadline) = (now, deadline.renewed());
             } else if deadline.passed() {
                 let message = format!(
                     "blob {}: another process streams it, and has had no byte for {:?}",
@@ -210,28 +214,32 @@ impl Store {
         }
     }
 
-    /// A blob that the layout directory has itself: a regular file of the right size.
+    /// A blob that the layout directory has itself: a regular file of the right size. Whatever else
+    /// stands there (a link, a FIFO, a file that we may not read) is named in the log, and the blob
+    /// comes from elsewhere.
     fn open_layout_blob(&self, blob: &Blob) -> Result<Option<File>> {
         let Some(directory) = &self.config.layout_dir else { return Ok(None) };
         let damaged = self.damaged_locally.lock().unwrap_or_else(PoisonError::into_inner);
         if damaged.contains(&blob.digest) {
             return Ok(None);
         }
+        drop(damaged);
         let path = super::layout_dir::blob_path(directory, &blob.digest);
-        let nofollow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        let file = match File::options().read(true).custom_flags(nofollow).open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::local(format!("cannot open {}", path.display()), &e)),
-        };
-        let meta = file
-            .metadata()
-            .map_err(|e| Error::local(format!("cannot stat {}", path.display()), &e))?;
-        if meta.is_file() && meta.len() == blob.size {
-            return Ok(Some(file));
+        // A FIFO would be waited for without NONBLOCK.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+        let opened = File::options().read(true).custom_flags(flags).open(&path);
+        match opened.and_then(|file| Ok((file.metadata()?, file))) {
+            Ok((meta, file)) if meta.is_file() && meta.len() == blob.size => Ok(Some(file)),
+            Ok((meta, _)) => {
+                let (path, expected, actual) = (path.display(), blob.size, meta.len());
+                tracing::warn!(%path, expected, actual, "ignoring what is no blob of this size");
+                Ok(None)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "ignoring a local blob");
+                Ok(None)
+            }
         }
-        let (path, expected) = (path.display(), blob.size);
-        tracing::warn!(%path, expected, actual = meta.len(), "ignoring a local blob: wrong size");
-        Ok(None)
     }
 }
