@@ -100,16 +100,21 @@ fn not_a_directory(mountpoint: &Path, why: &dyn std::fmt::Display) -> Error {
 }
 
 /// Says per layer how it will be read, before it is; with `--require-lazy` refuses what is not.
-pub fn announce(context: &Context, open: &OpenImage) -> Result<()> {
+pub fn announce(context: &Context, open: &OpenImage, kind: ViewKind) -> Result<Vec<How>> {
+    if !kind.reads_layers() {
+        context.say(format_args!("each blob is fetched whole when it is read"));
+        return Ok(Vec::new());
+    }
     let layers = open.image.layers()?;
-    let mut eager = 0;
+    let mut hows = Vec::with_capacity(layers.len());
     for (number, layer) in layers.iter().enumerate() {
         let how = How::of(&open.store, layer)?;
-        eager += usize::from(!how.is_lazy());
+        hows.push(how);
         let digest = layer.blob.digest.short();
         let described = how.describe(&size(layer.blob.size));
         context.say(format_args!("layer {number:>2}  {digest}  {described}"));
     }
+    let eager = hows.iter().filter(|how| !how.is_lazy()).count();
     if context.options.require_lazy && eager > 0 {
         let message = format!(
             "{eager} of {} layers cannot be read lazily yet, and --require-lazy is set: mount once \
@@ -118,7 +123,7 @@ pub fn announce(context: &Context, open: &OpenImage) -> Result<()> {
         );
         return Err(Error::new(ErrorKind::Usage, message));
     }
-    Ok(())
+    Ok(hows)
 }
 
 /// Starts this program again to serve, passes its errors and its exit code on, and returns when

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::args;
 use super::context::{Context, OpenImage, absolute};
 use super::{mount, progress};
+use crate::fetch::arrival::Progress;
 use crate::fetch::how::How;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::counters::Counters;
@@ -36,6 +37,8 @@ struct Daemon<'a> {
     run: RunDirectory,
     record: Record,
     open: Arc<OpenImage>,
+    /// How each layer was going to be read when the mount began.
+    hows: Vec<How>,
     pending: Arc<Pending>,
     counters: Arc<Counters>,
 }
@@ -53,7 +56,7 @@ pub fn run(
     // Started through /proc/self/exe, it would be called `exe`. A name is not worth failing for.
     let _ = rustix::thread::set_name(c"layoutfs");
     let open = context.open(&args.image)?;
-    mount::announce(context, &open)?;
+    let hows = mount::announce(context, &open, args.view)?;
     let run = context.run_directory()?;
     let lower = match &args.upper {
         Some(_) => Some(run.make_lower(&mountpoint)?),
@@ -79,6 +82,7 @@ pub fn run(
         run,
         record,
         open: Arc::new(open),
+        hows,
         pending: Arc::default(),
         counters: Arc::default(),
     };
@@ -137,7 +141,7 @@ impl Daemon<'_> {
     /// Waits for the view, with progress bars. A failure ends the mount.
     fn wait_for_view(&self, mounted: &Mounted) -> Result<()> {
         let (open, kind, policy) = (&self.open, self.args.view, self.context.options.verify);
-        let blobs: Vec<_> = open.image.layers()?.iter().map(|l| l.blob).collect();
+        let blobs: Vec<_> = open.image.manifest.layers.iter().map(|l| l.blob).collect();
         let build = images::build(&open.store, &open.image, kind, policy);
         let shown = progress::show(&open.store, &blobs, self.context.options.quiet, build);
         let ended = async {
@@ -225,6 +229,8 @@ impl Daemon<'_> {
             ViewKind::Layout => open.image.layers().unwrap_or_default(),
             _ => open.image.layers()?,
         };
+        let hows = self.hows.iter().copied().map(Some).chain(std::iter::repeat(None));
+        let layers: Vec<_> = layers.into_iter().zip(hows).collect();
         Ok(move || report(&record, &open, &layers, &pending, &counters, &log))
     }
 }
@@ -232,7 +238,7 @@ impl Daemon<'_> {
 fn report(
     record: &Record,
     open: &OpenImage,
-    layers: &[Layer],
+    layers: &[(Layer, Option<How>)],
     pending: &Pending,
     counters: &Counters,
     log: &Path,
@@ -246,30 +252,30 @@ fn report(
         view: record.view.clone(),
         pid: record.pid,
         ready: pending.get().is_some(),
-        layers: layers.iter().map(|layer| layer_status(open, layer)).collect(),
+        layers: layers.iter().map(|(layer, how)| layer_status(open, layer, *how)).collect(),
         requests: asked.requests,
         retries: asked.retries,
         errors: asked.errors,
         bytes_fetched: asked.bytes,
         bytes_read: counters.bytes_read(),
-        bytes_total: layers.iter().fold(0, |sum, l| l.blob.size.saturating_add(sum)),
+        bytes_total: layers.iter().fold(0, |sum, (l, _)| l.blob.size.saturating_add(sum)),
         read_errors: counters.read_errors(),
         messages,
         log: log.to_owned(),
     }
 }
 
-fn layer_status(open: &OpenImage, layer: &Layer) -> LayerStatus {
-    let resident = match open.store.progress(&layer.blob) {
-        Some(progress) => progress.resident,
-        None => match open.store.open_local(&layer.blob) {
-            Ok(Some(_)) => layer.blob.size,
-            _ => 0,
-        },
+/// Looks at memory only: a status is asked for again and again.
+fn layer_status(open: &OpenImage, layer: &Layer, how: Option<How>) -> LayerStatus {
+    let size = super::units::size(layer.blob.size);
+    let began = how.map_or("fetched whole when it is read".to_owned(), |how| how.describe(&size));
+    let (resident, how) = match open.store.progress(&layer.blob) {
+        Some(Progress { outcome: Some(Ok(())), resident, .. }) => (resident, "local".to_owned()),
+        Some(Progress { outcome: Some(Err(error)), resident, .. }) => (resident, error.to_string()),
+        Some(Progress { resident, .. }) => (resident, "streaming".to_owned()),
+        None if how == Some(How::Local) => (layer.blob.size, began),
+        None => (0, began),
     };
-    let how = How::of(&open.store, layer)
-        .map(|how| how.describe(&super::units::size(layer.blob.size)))
-        .unwrap_or_else(|error| error.to_string());
     LayerStatus {
         digest: layer.blob.digest.to_string(),
         diff_id: layer.diff_id.to_string(),

@@ -86,10 +86,10 @@ fn scan_arrival(
 ) -> Result<Pass> {
     let named = |e: Error| e.context(format!("layer {}", layer.blob.digest));
     let (pieces, queue) = sync_channel(QUEUED_PIECES);
-    let cache = store.cache().clone();
+    let (cache, hasher) = (store.cache().clone(), layer.diff_id.hasher());
     let hashing = std::thread::Builder::new()
         .name("diffid".to_owned())
-        .spawn(move || hash_and_write(&cache, &queue))
+        .spawn(move || hash_and_write(&cache, hasher, &queue))
         .map_err(|e| Error::local("cannot start a thread", &e))?;
     let mut sink = Sink::new(pieces, keep);
     let scanned = scan(handle, store, arrival, &mut sink);
@@ -154,29 +154,34 @@ fn scan(
     })
 }
 
-/// Digests of the stored bytes of every span, from the proved file. (One span: the blob's.)
+/// Digests of the stored bytes of every span, from the proved file. (One span: the blob's.) The
+/// file is read anew, so it is proved anew: what the digests of spans vouch for is for good.
 fn hash_spans(scanned: &mut ScannedLayer, arrival: &Arrival) -> Result<()> {
     if let Digest::Sha256(whole) = arrival.blob.digest
         && scanned.set_whole_sha256(whole)
     {
         return Ok(());
     }
-    let blob = std::io::BufReader::with_capacity(
-        READ_BYTES as usize,
-        Positioned { file: &arrival.file, at: 0 },
-    );
-    scanned.hash_spans(blob).map_err(|e| Error::local("cannot read a proved blob", &e))
+    let hasher = arrival.blob.digest.hasher();
+    let mut blob = Rereading { file: &arrival.file, at: 0, hasher };
+    let buffered = std::io::BufReader::with_capacity(READ_BYTES as usize, &mut blob);
+    scanned.hash_spans(buffered).map_err(|e| Error::local("cannot read a proved blob", &e))?;
+    let rest = std::io::copy(&mut blob, &mut std::io::sink());
+    rest.map_err(|e| Error::local("cannot read a proved blob", &e))?;
+    Ok(arrival.blob.digest.compare(blob.hasher)?)
 }
 
-/// Reads a shared file from its start, whatever its own position is.
-struct Positioned<'a> {
+/// Reads a shared file from its start, whatever its own position is, and hashes what it reads.
+struct Rereading<'a> {
     file: &'a File,
     at: u64,
+    hasher: Hasher,
 }
 
-impl std::io::Read for Positioned<'_> {
+impl std::io::Read for Rereading<'_> {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
         let read = self.file.read_at(out, self.at)?;
+        self.hasher.update(&out[..read]);
         self.at += read as u64;
         Ok(read)
     }
@@ -245,8 +250,7 @@ impl Drop for Sink {
 /// The DiffID, and the file of those pieces that were to be written.
 type Hashed = (Digest, Option<(tempfile::NamedTempFile, Sums)>);
 
-fn hash_and_write(cache: &Cache, queue: &Receiver<Piece>) -> Result<Hashed> {
-    let mut hasher = Hasher::sha256();
+fn hash_and_write(cache: &Cache, mut hasher: Hasher, queue: &Receiver<Piece>) -> Result<Hashed> {
     let mut file: Option<(tempfile::NamedTempFile, Summing)> = None;
     for piece in queue {
         hasher.update(&piece.bytes);

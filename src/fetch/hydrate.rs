@@ -44,6 +44,12 @@ fn copy(from: &std::fs::File, directory: &Path, blob: &Blob) -> Result<()> {
     let to = blob_path(directory, &blob.digest);
     let failed = |e: &std::io::Error| Error::local(format!("cannot write {}", to.display()), e);
     let parent = to.parent().unwrap_or(directory);
+    for link in [&directory.join("blobs"), parent] {
+        if link.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
+            let message = format!("{} is a symbolic link: not following it", link.display());
+            return Err(Error::new(super::ErrorKind::Invalid, message));
+        }
+    }
     std::fs::create_dir_all(parent).map_err(|e| failed(&e))?;
     let mut new = tempfile::Builder::new()
         .prefix(".layoutfs-")

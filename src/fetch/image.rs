@@ -175,5 +175,8 @@ async fn document(store: &Store, directory: &Path, descriptor: &Descriptor) -> R
     oci::check_size(&name, descriptor.blob.size)?;
     let arrival = store.proved(&descriptor.blob, store.deadline()).await?;
     let all = crate::layout::range::ByteRange::new(0, descriptor.blob.size);
-    super::cache::read_exact_at(&arrival.file, all)
+    let bytes = super::cache::read_exact_at(&arrival.file, all)?;
+    // Of this size, too: two descriptors may disagree about one digest.
+    descriptor.blob.verify(&bytes)?;
+    Ok(bytes)
 }

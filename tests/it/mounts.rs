@@ -187,3 +187,54 @@ fn changes_go_to_the_upper_directory_and_nothing_else_does() {
     let again = room.mount(&layout, &["--upper", &upper.display().to_string()]);
     assert_eq!(fs::read(again.path().join("etc/newer")).expect("kept"), b"new");
 }
+
+#[test]
+fn readers_that_wait_together_fail_together() {
+    let (registry, room) = (Registry::start(), Room::new());
+    let files = (0..6).map(|i| format!("file f{i} *1000\n")).collect::<String>();
+    let image = ImageBuilder::new().layer(LayerBuilder::text(&files), Compression::Gzip).build();
+    image.push(&registry, "team/app", "v1");
+    let reference = format!("docker://{}", registry.reference("team/app", "v1"));
+    room.mount(&reference, &[]).unmount();
+    // With its index, but without its bytes: the first read needs the one span that there is.
+    room.layoutfs(&["cache", "prune"]);
+    let digest = image.layers[0].digest;
+    registry.inject(Fault::new(Action::Stall).blob(&digest).always());
+    let mount = room.mount(&reference, &["--deadline", "2s"]);
+    registry.clear();
+    std::thread::scope(|scope| {
+        for i in 0..6 {
+            let path = mount.path().join(format!("f{i}"));
+            scope.spawn(move || assert!(fs::read(path).is_err()));
+        }
+    });
+    // One stalled attempt for all, and at most one more for a reader that came late.
+    let made = registry.blob_requests(&digest).len();
+    assert!(made <= 2, "{made} attempts");
+    registry.clear_faults();
+    assert!(fs::read(mount.path().join("f0")).is_ok(), "the next read tries again");
+}
+
+#[test]
+fn a_fifo_in_place_of_a_blob_is_not_waited_for() {
+    let (_registry, image, room, layout) = setting();
+    let blob = Path::new(&layout).join("blobs/sha256").join(image.layers[0].digest.hex());
+    let made = Command::new("mkfifo").arg(&blob).status().expect("mkfifo runs");
+    assert!(made.success());
+    let mount = room.mount(&layout, &[]);
+    assert_eq!(fs::read(mount.path().join("etc/name")).expect("read"), b"layoutfs\n");
+}
+
+#[test]
+fn a_prune_during_a_first_contact_loses_nothing() {
+    let (registry, image, room, layout) = setting();
+    let digest = image.layers[0].digest;
+    let slowly = Action::Drip { bytes: 30_000, every: Duration::from_millis(50) };
+    registry.inject(Fault::new(slowly).blob(&digest).times(1));
+    let mount = room.mount(&layout, &["--no-wait"]);
+    until("bytes arrive", || registry.bytes_sent(&digest) > 60_000);
+    room.layoutfs(&["cache", "prune"]);
+    until("the tree answers", || mount.path().join("etc/name").exists());
+    assert_eq!(fs::read(mount.path().join("etc/name")).expect("read"), b"layoutfs\n");
+    assert_eq!(registry.blob_requests(&digest).len(), 1, "nothing came twice");
+}

@@ -202,3 +202,62 @@ fn a_whole_blob_that_was_damaged_in_the_cache_is_fetched_again() {
     assert_eq!(fs::read(path).expect("read"), image.layers[0].blob);
     assert_eq!(registry.bytes_sent(&digest), image.layers[0].blob.len() as u64);
 }
+
+#[test]
+fn a_layer_whose_diff_id_is_sha512_is_read() {
+    let room = Room::new();
+    let tar = LayerBuilder::new().file("a", 0o644, "true").tar();
+    let mut image = ImageBuilder::new().layer_of_tar(&tar, Compression::Gzip).build();
+    let mut hasher = layoutfs::layout::Digest::Sha512([0; 64]).hasher();
+    hasher.update(&tar);
+    let long = hasher.finish().to_string();
+    let short = image.layers[0].diff_id.to_string();
+    let replaced = |bytes: &[u8], from: &str, to: &str| {
+        String::from_utf8(bytes.to_vec()).expect("JSON").replace(from, to).into_bytes()
+    };
+    let config = replaced(&image.config, &short, &long);
+    let digest = layoutfs::layout::Digest::sha256_of(&config);
+    let manifest = replaced(&image.manifest, &image.config_digest.to_string(), &digest.to_string());
+    let (old, new) = (image.config.len(), config.len());
+    let manifest = replaced(&manifest, &format!("\"size\":{old}"), &format!("\"size\":{new}"));
+    image.digest = layoutfs::layout::Digest::sha256_of(&manifest);
+    (image.config, image.config_digest) = (config.into(), digest);
+    image.manifest = manifest.into();
+    let layout = room.path().join("layout");
+    image.write_layout(&layout, "v1", Fill::Full);
+    let mount = room.mount(&layout.display().to_string(), &[]);
+    assert_eq!(fs::read(mount.path().join("a")).expect("read"), b"true");
+}
+
+#[test]
+fn a_descriptor_that_lies_about_a_size_harms_no_other_image() {
+    let (registry, image, room, layout) = setting();
+    room.mount(&layout, &[]).unmount();
+    let digest = image.layers[0].digest;
+    let blob = room.cache_dir().join("v1/blobs/sha256").join(digest.hex());
+    assert!(blob.exists());
+    let liar = room.path().join("liar");
+    image.write_layout(&liar, "v1", Fill::Sparse);
+    let manifest = String::from_utf8(image.manifest.to_vec()).expect("JSON");
+    let size = format!("\"size\":{}", image.layers[0].blob.len());
+    let manifest = manifest.replace(&size, "\"size\":77").into_bytes();
+    let lie = layoutfs::layout::Digest::sha256_of(&manifest);
+    fs::write(liar.join("blobs/sha256").join(lie.hex()), &manifest).expect("written");
+    let index = fs::read_to_string(liar.join("index.json")).expect("read");
+    let index = index.replace(&image.digest.to_string(), &lie.to_string()).replace(
+        &format!("\"size\":{}", image.manifest.len()),
+        &format!("\"size\":{}", manifest.len()),
+    );
+    fs::write(liar.join("index.json"), index).expect("written");
+    let source = format!("{}/team/app", registry.host());
+    let mnt = room.path().join("mnt").display().to_string();
+    fs::create_dir(&mnt).expect("a directory");
+    // Its digest is known, so it may even be read; what it says of its size changes nothing.
+    room.run(&["inspect", &liar.display().to_string()]).success();
+    room.run(&["mount", &liar.display().to_string(), &mnt, "--source", &source]);
+    room.run(&["unmount", &mnt]).success();
+    assert!(blob.exists(), "the blob of the honest image is still there");
+    registry.clear();
+    room.mount(&layout, &[]).unmount();
+    assert_eq!(registry.requests().len(), 0);
+}

@@ -65,7 +65,15 @@ impl LayerIndex {
 /// into a file instead. Our own spans are 1 MiB, SOCI's 4 MiB.
 pub const SPAN_DECODED_BYTES_MAX: u64 = 8 << 20;
 
-/// Every span is small enough to be decoded for one read.
+/// A span of more stored bytes is too dear, too. Twice what an honest one of incompressible content
+/// has.
+pub const SPAN_STORED_BYTES_MAX: u64 = 2 * SPAN_DECODED_BYTES_MAX;
+
+/// Every span is small enough to be fetched and decoded for one read. (Compressed bytes can be many
+/// more than what they decode to: gzip allows any number of empty blocks.)
 pub fn is_seekable(spans: &[Span]) -> bool {
-    spans.iter().all(|s| s.tar.len() <= SPAN_DECODED_BYTES_MAX)
+    let is_small = |span: &Span| {
+        span.tar.len() <= SPAN_DECODED_BYTES_MAX && span.blob.len() <= SPAN_STORED_BYTES_MAX
+    };
+    spans.iter().all(is_small)
 }
