@@ -5,6 +5,7 @@
 //! arithmetic, and a named limit on every loop and allocation.
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
+pub mod changeset;
 pub mod codec;
 pub mod digest;
 pub mod dump;
@@ -22,6 +23,7 @@ pub mod range;
 pub mod reference;
 pub mod sparse;
 pub mod tar;
+pub mod tar_write;
 pub mod tree;
 pub mod view;
 pub mod whiteout;
