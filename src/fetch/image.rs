@@ -165,7 +165,10 @@ fn local_document(directory: &Path, descriptor: &Descriptor) -> Result<Option<Ve
 }
 
 /// The bytes of a document, proved: from its descriptor, the layout, the cache or the source.
-async fn document(store: &Store, directory: &Path, descriptor: &Descriptor) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// They cannot be had, or are not what the digest says.
+pub async fn document(store: &Store, directory: &Path, descriptor: &Descriptor) -> Result<Vec<u8>> {
     match local_document(directory, descriptor) {
         Ok(Some(bytes)) => return Ok(bytes),
         Ok(None) => {}

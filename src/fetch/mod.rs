@@ -17,6 +17,7 @@ pub mod http;
 pub mod hydrate;
 pub mod image;
 pub mod layer;
+pub mod layer_file;
 pub mod layout_dir;
 pub mod local;
 pub mod record;
@@ -27,6 +28,7 @@ pub mod retry;
 pub mod spans;
 pub mod sparse;
 pub mod store;
+pub mod upper;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -57,7 +57,7 @@ pub async fn resolve<'a>(
                     config: bytes,
                     config_blob: manifest.config.blob,
                     tag: reference.tag().map(str::to_owned),
-                    source: format!("{}/{}", reference.registry(), reference.repository()),
+                    source: Some(format!("{}/{}", reference.registry(), reference.repository())),
                 };
                 return Ok(Resolved { image, registry, manifest: *manifest, config, deadline });
             }

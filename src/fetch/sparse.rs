@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::error::{Error, ErrorKind, Result};
 use super::image::SOURCE_ANNOTATION;
-use super::layout_dir::{blob_path, read_document};
+use super::layout_dir::{blob_path, is_present, read_document};
 use crate::layout::oci::{self, Manifest};
 use crate::layout::{Blob, Digest};
 
@@ -36,8 +36,8 @@ pub struct SparseImage {
     pub config_blob: Blob,
     /// The bare tag, if it was named by one.
     pub tag: Option<String>,
-    /// Where it came from: `registry/repository`.
-    pub source: String,
+    /// Where it came from: `registry/repository`, if that is known.
+    pub source: Option<String>,
 }
 
 impl SparseImage {
@@ -53,7 +53,9 @@ impl SparseImage {
         if let Some(tag) = &self.tag {
             annotations.insert("org.opencontainers.image.ref.name".to_owned(), json!(tag));
         }
-        annotations.insert(SOURCE_ANNOTATION.to_owned(), json!(self.source));
+        if let Some(source) = &self.source {
+            annotations.insert(SOURCE_ANNOTATION.to_owned(), json!(source));
+        }
         let index = json!({
             "schemaVersion": 2,
             "mediaType": oci::OCI_INDEX,
@@ -74,6 +76,20 @@ impl SparseImage {
     /// # Errors
     /// [`ErrorKind::Usage`] for a directory that holds something else; local trouble.
     pub fn write(&self, directory: &Path, more: &[(Blob, Vec<u8>)]) -> Result<()> {
+        self.write_with(directory, more, &[])
+    }
+
+    /// As [`SparseImage::write`]; `files` are blobs that are files already, on the filesystem of
+    /// `directory` if they are not to be copied.
+    ///
+    /// # Errors
+    /// As [`SparseImage::write`].
+    pub fn write_with(
+        &self,
+        directory: &Path,
+        more: &[(Blob, Vec<u8>)],
+        files: &[(Blob, PathBuf)],
+    ) -> Result<()> {
         let manifest = self.manifest_blob();
         let blobs: Vec<(Blob, &[u8])> =
             [(manifest, &*self.manifest), (self.config_blob, &*self.config)]
@@ -81,7 +97,8 @@ impl SparseImage {
                 .chain(more.iter().map(|(blob, bytes)| (*blob, &**bytes)))
                 .collect();
         let index = self.index();
-        if is_written(directory, &index, &blobs) {
+        let are_there = files.iter().all(|(blob, _)| is_present(directory, blob));
+        if are_there && is_written(directory, &index, &blobs) {
             return Ok(());
         }
         check_replaceable(directory)?;
@@ -98,6 +115,9 @@ impl SparseImage {
             .map_err(|e| failed(&e))?;
         for (blob, bytes) in &blobs {
             write_file(&blob_path(new.path(), &blob.digest), bytes)?;
+        }
+        for (blob, from) in files {
+            place(from, &blob_path(new.path(), &blob.digest))?;
         }
         self.keep_layers(directory, new.path())?;
         write_file(&new.path().join("oci-layout"), OCI_LAYOUT.as_bytes())?;
@@ -123,6 +143,19 @@ impl SparseImage {
             }
         }
         Ok(())
+    }
+}
+
+/// Gives a finished blob a name in a layout: a link, or a copy where no link can lead.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let failed = |e: &std::io::Error| cannot_write(to, e);
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| failed(&e))?;
+    }
+    match std::fs::hard_link(from, to) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(_) => std::fs::copy(from, to).map(drop).map_err(|e| failed(&e)),
     }
 }
 
@@ -167,7 +200,10 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Renames, or exchanges names with what is there, which then goes.
-fn put_in_place(new: tempfile::TempDir, directory: &Path) -> Result<()> {
+///
+/// # Errors
+/// Local trouble; then what was there still is.
+pub fn put_in_place(new: tempfile::TempDir, directory: &Path) -> Result<()> {
     match renameat_with(CWD, new.path(), CWD, directory, RenameFlags::EXCHANGE) {
         // The former layout now has the temporary name, and is removed with it.
         Ok(()) => new.close().map_err(|e| cannot_write(directory, &e)),
@@ -211,7 +247,7 @@ mod tests {
             config,
             config_blob,
             tag: Some(tag.to_owned()),
-            source: "localhost:5000/a/b".to_owned(),
+            source: Some("localhost:5000/a/b".to_owned()),
         }
     }
 
