@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use crate::fetch::layer_file::Compression;
 use crate::fs::images::ViewKind;
 use crate::fs::ops::Policy;
 use crate::layout::oci::Platform;
@@ -97,6 +98,8 @@ pub enum Command {
     Unmount(Unmount),
     /// Fill a sparse layout in place, verified; can be interrupted and run again
     Hydrate(Hydrate),
+    /// Make a layer of an overlay's upper directory, on top of a sparse layout
+    Commit(Commit),
     /// Check every blob that is there against its digest
     Verify(Verify),
     /// What is in an image, from which layer, and how it will be read
@@ -174,6 +177,32 @@ pub struct Hydrate {
     #[arg(long, value_name = "N", default_value_t = 4,
           value_parser = clap::value_parser!(u8).range(1..=64))]
     pub jobs: u8,
+}
+
+/// `layoutfs commit`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("result").required(true).args(["to", "extended"])))]
+pub struct Commit {
+    /// The directory with the changes: that of `mount --upper`
+    pub upper: PathBuf,
+    /// What lay below: oci:DIR[:REF], a layout directory, or docker://REFERENCE
+    #[arg(long, value_name = "IMAGE")]
+    pub base: String,
+    /// Write a sparse layout: the base's layers as they are there, and the new one
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Write DIR/run/<digest>, which the lifecycle's exporter reads, in place of what is in DIR/run
+    #[arg(long, value_name = "DIR")]
+    pub extended: Option<PathBuf>,
+    /// Leave a path of the image as it is in the base; repeat for more
+    #[arg(long, value_name = "PATH")]
+    pub exclude: Vec<std::ffi::OsString>,
+    /// What the image's history says about the layer
+    #[arg(long, value_name = "TEXT")]
+    pub created_by: Option<String>,
+    /// How the layer is compressed; zstd only with --to
+    #[arg(long, value_enum, default_value = "gzip")]
+    pub compression: Compression,
 }
 
 /// `layoutfs verify`.

@@ -220,24 +220,38 @@ impl Context {
         })))
     }
 
+    /// Where the blobs of a layout come from, first of all: `registry/repository`, if that is known.
+    ///
+    /// # Errors
+    /// A malformed `--source`.
+    pub fn source_of(&self, selected: &Selected) -> Result<Option<String>> {
+        let references = self.known_references(selected)?;
+        let name = |r: &Reference| format!("{}/{}", r.registry(), r.repository());
+        Ok(references.first().map(name))
+    }
+
     /// Where the blobs of a layout come from, in order; and the error for when that is nowhere.
     fn references(&self, selected: &Selected) -> Result<(Vec<Reference>, Error)> {
         if self.options.offline {
             let message = "it is not local, and --offline is set";
             return Ok((Vec::new(), Error::new(ErrorKind::Offline, message)));
         }
+        Ok((self.known_references(selected)?, nowhere()))
+    }
+
+    fn known_references(&self, selected: &Selected) -> Result<Vec<Reference>> {
         if !self.options.source.is_empty() {
             let parsed = self.options.source.iter().map(|s| s.parse::<Reference>());
             let references = parsed
                 .collect::<std::result::Result<Vec<_>, _>>()
                 .map_err(|e| Error::new(ErrorKind::Usage, format!("--source: {e}")))?;
-            return Ok((references, nowhere()));
+            return Ok(references);
         }
         let recorded = selected.recorded_source().and_then(|s| s.parse().ok());
         let found = recorded
             .or_else(|| reference_of_path(&selected.directory))
             .or_else(|| selected.descriptor.image_name().and_then(|n| n.parse().ok()));
-        Ok((found.into_iter().collect(), nowhere()))
+        Ok(found.into_iter().collect())
     }
 }
 

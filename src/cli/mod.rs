@@ -10,6 +10,7 @@ macro_rules! out {
 
 pub mod args;
 mod cache;
+mod commit;
 mod context;
 mod exit;
 mod hydrate;
@@ -67,6 +68,7 @@ fn run(context: &Context, command: &Command) -> Result<i32> {
         Command::Mount(args) => return mount::run(context, args),
         Command::Unmount(args) => unmount::run(&context.run_directory()?, args)?,
         Command::Hydrate(args) => hydrate::run(context, args)?,
+        Command::Commit(args) => commit::run(context, args)?,
         Command::Verify(args) => verify::run(context, args)?,
         Command::Inspect(args) => inspect::run(context, args)?,
         Command::Status(args) => status::run(context, args)?,

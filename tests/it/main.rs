@@ -3,6 +3,7 @@
 
 mod auth;
 mod commands;
+mod commit;
 mod formats;
 mod image_works;
 mod layouts;
