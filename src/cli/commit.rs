@@ -359,6 +359,6 @@ fn report(
             "no layer: nothing was changed ({pruned} unchanged copies left out); this is the base"
         )),
     }
-    println!("{digest}");
+    out!("{digest}");
     Ok(())
 }
