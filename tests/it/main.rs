@@ -4,6 +4,7 @@
 mod auth;
 mod commands;
 mod commit;
+mod commit_model;
 mod formats;
 mod image_works;
 mod layouts;
