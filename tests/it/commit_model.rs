@@ -3,7 +3,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::prelude::*;
@@ -42,6 +42,8 @@ enum Step {
     MakeDirectory(String),
     /// With everything beneath it.
     Remove(String),
+    /// Removed, and made anew with its directories, but without files.
+    Anew(String),
     Mode(String, u32),
     Time(String, u32),
     Attribute(String, Vec<u8>),
@@ -62,6 +64,7 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => paths().prop_map(Step::Open),
         3 => paths().prop_map(Step::MakeDirectory),
         4 => paths().prop_map(Step::Remove),
+        2 => paths().prop_map(Step::Anew),
         1 => (paths(), 0..0o10000u32).prop_map(|(p, mode)| Step::Mode(p, mode)),
         1 => (paths(), any::<u32>()).prop_map(|(p, ns)| Step::Time(p, ns)),
         1 => (paths(), value).prop_map(|(p, v)| Step::Attribute(p, v)),
@@ -70,6 +73,17 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => (paths(), paths()).prop_map(|(p, to)| Step::Symlink(p, to)),
         1 => paths().prop_map(Step::Fifo),
     ]
+}
+
+/// The directory and those beneath it, parents first.
+fn find_directories(at: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    if fs::symlink_metadata(at)?.is_dir() {
+        found.push(at.to_owned());
+        for entry in fs::read_dir(at)? {
+            find_directories(&entry?.path(), found)?;
+        }
+    }
+    Ok(())
 }
 
 /// Links are never followed out of the mount: targets have no `..` and no leading slash.
@@ -86,6 +100,12 @@ fn apply(root: &Path, step: &Step) -> std::io::Result<()> {
         Step::Open(path) => OpenOptions::new().append(true).open(at(path)).map(drop),
         Step::MakeDirectory(path) => fs::create_dir(at(path)),
         Step::Remove(path) => fs::remove_file(at(path)).or_else(|_| fs::remove_dir_all(at(path))),
+        Step::Anew(path) => {
+            let mut directories = Vec::new();
+            find_directories(&at(path), &mut directories)?;
+            fs::remove_dir_all(at(path))?;
+            directories.iter().try_for_each(fs::create_dir)
+        }
         Step::Mode(path, mode) => fs::set_permissions(at(path), Permissions::from_mode(*mode)),
         Step::Time(path, _) if is_fifo(path) => Ok(()),
         Step::Time(path, ns) => fs::File::open(at(path))?
