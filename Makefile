@@ -1,5 +1,5 @@
 # `make demo` shows it, `make test` is the whole gate. Needs Rust (rust-toolchain.toml pins which);
-# everything else is installed by `make setup`, which needs root once.
+# what else is missing is installed where it is needed, on Debian, which takes root once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -7,47 +7,47 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 FUZZ_CASES ?= 20000
-DENY := $(shell command -v cargo-deny 2>/dev/null)
-DENY_CHECK = $(CARGO) deny --log-level error check --hide-inclusion-graph
+# The one of this machine, else one of our own, built once and kept until `make clean`.
+DENY := $(or $(shell command -v cargo-deny 2>/dev/null),target/tools/bin/cargo-deny)
+DENY_CHECK = $(DENY) --log-level error check --hide-inclusion-graph
 
 .PHONY: help setup build demo test fmt lint deny advisories bench fuzz clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
 
-setup: ## installs what build, tests, demo and benchmark need (Debian; quick when all is there)
-	@command -v cc >/dev/null || { apt-get update -qq && apt-get install -y -qq gcc libc6-dev; }
-	@if [ -x tests/setup-debian.sh ]; then tests/setup-debian.sh; fi
+setup: ## installs what tests and benchmark need (Debian; quick when all is there)
+	@tests/setup-debian.sh tests
 
-build: setup ## target/release/layoutfs
+build: ## target/release/layoutfs
+	@tests/setup-debian.sh build
 	$(CARGO) build --release --locked
 
-demo: setup ## a registry, a sparse layout, a mount, and how few bytes moved
+demo: ## a registry, a sparse layout, a mount, and how few bytes moved
+	@tests/setup-debian.sh demo
 	@tests/demo/demo.sh
 
-test: setup fmt lint ## formats, lints and tests: what .ci/run runs
+test: setup fmt lint deny ## the whole gate, which is what .ci/run runs
 	$(CARGO) test --locked
 
 fmt:
 	$(CARGO) fmt --all --check
 
-lint: ## clippy, and cargo-deny where it is installed (`make deny` installs it)
+lint:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-ifneq ($(DENY),)
-	$(DENY_CHECK) bans licenses sources
-else
-	@echo 'cargo-deny is not installed: licences, bans and sources not checked (make deny)'
-endif
 
-deny: ## licences, bans, sources; installs cargo-deny, about three minutes the first time
-	command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked
+deny: $(DENY) ## licences, bans, sources of what enters the build
 	$(DENY_CHECK) bans licenses sources
 
-advisories: ## known vulnerabilities; fetches the RustSec database
-	command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked
+advisories: $(DENY) ## known vulnerabilities; fetches the RustSec database
 	$(DENY_CHECK) advisories
 
-bench: build ## against pull and unpack; appends a line to bench/results.md
+# About three minutes; not linked into anything of ours.
+target/tools/bin/cargo-deny:
+	$(CARGO) install cargo-deny --locked --version '^0.19' --root target/tools --target-dir target/tools/build
+	rm -rf target/tools/build
+
+bench: setup build ## against pull and unpack; appends a line to bench/results.md
 	@bench/first_contact.sh
 
 fuzz: ## random inputs: every property test with FUZZ_CASES of them, then each fuzz target if cargo-fuzz is here

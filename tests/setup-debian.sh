@@ -1,26 +1,51 @@
 #!/bin/sh
-# Installs what the real-tools tests need on Debian: a registry, the tools that layoutfs is compared
-# with, and what builds the fixture image. Quick when everything is there; fails when anything is
-# missing afterwards, because a test that cannot run must not look like one that passed.
+# Installs Debian packages: `setup-debian.sh build|demo|tests`, each set within the next. Quick when
+# everything is there, and fails when anything is missing afterwards, because a test that cannot run
+# must not look like one that passed.
 set -eu
 
-packages="docker-registry skopeo umoci runc podman fuse3 zstd gzip tar curl ca-certificates
-          debootstrap debian-archive-keyring attr libcap2-bin python3 dpkg util-linux
-          gcc libc6-dev"
 # Debian keeps some of these where only root's PATH looks.
 PATH=$PATH:/usr/sbin:/sbin
+want=${1:-tests}
+packages="gcc libc6-dev ca-certificates"
+programs="cc"
+case $want in build) ;; demo | tests)
+    packages="$packages fuse3 skopeo"
+    programs="$programs fusermount3 skopeo"
+esac
+case $want in build | demo) ;; tests)
+    # A registry, the tools that layoutfs is compared with, and what builds the fixture image.
+    packages="$packages docker-registry umoci runc podman zstd gzip tar curl debootstrap
+              debian-archive-keyring attr libcap2-bin python3 dpkg util-linux"
+    programs="$programs docker-registry umoci runc podman debootstrap setfattr setcap zstd python3
+              gzip tar dpkg-deb curl flock"
+    ;;
+*) echo "usage: setup-debian.sh build|demo|tests" >&2; exit 2 ;;
+esac
+
+have_programs() {
+    for program in $programs; do
+        command -v "$program" >/dev/null || { missing_program=$program; return 1; }
+    done
+}
 
 installed() {
     dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^ii'
 }
 
 missing=
-for package in $packages; do
-    installed "$package" || missing="$missing $package"
-done
+# For build and demo any distribution will do that has the programs.
+if [ "$want" = tests ] || ! have_programs; then
+    for package in $packages; do
+        installed "$package" || missing="$missing $package"
+    done
+fi
 
 if [ -n "$missing" ]; then
-    [ "$(id -u)" = 0 ] || { echo "setup-debian: run as root to install:$missing" >&2; exit 1; }
+    missing=${missing# }
+    command -v apt-get >/dev/null || { echo "setup: please install: $missing" >&2; exit 1; }
+    [ "$(id -u)" = 0 ] || { echo "setup: as root: apt-get install $missing" >&2; exit 1; }
+    echo "setup: installing" $missing
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     # docker-registry would start a daemon on port 5000 at installation; the tests start their own.
@@ -31,14 +56,17 @@ if [ -n "$missing" ]; then
         chmod 755 "$policy"
     fi
     # shellcheck disable=SC2086 # a list of words on purpose
-    apt-get install -y -qq --no-install-recommends $missing
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
-for program in docker-registry skopeo umoci runc podman fusermount3 debootstrap setfattr setcap \
-    zstd python3 gzip tar dpkg-deb curl flock; do
-    command -v "$program" >/dev/null || { echo "setup-debian: no $program" >&2; exit 1; }
-done
+have_programs || { echo "setup: no $missing_program" >&2; exit 1; }
+[ "$want" != build ] || exit 0
 [ -c /dev/fuse ] || modprobe fuse 2>/dev/null || true
-[ -c /dev/fuse ] || { echo "setup-debian: no /dev/fuse: load the fuse module" >&2; exit 1; }
+[ -c /dev/fuse ] || {
+    echo "setup: no /dev/fuse: modprobe fuse; for a container --device /dev/fuse" >&2
+    exit 1
+}
+[ -w /dev/fuse ] || { echo "setup: as root: chmod 666 /dev/fuse" >&2; exit 1; }
+[ "$want" = tests ] || exit 0
 grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || true
-grep -qw overlay /proc/filesystems || { echo "setup-debian: no overlay filesystem" >&2; exit 1; }
+grep -qw overlay /proc/filesystems || { echo "setup: no overlay filesystem" >&2; exit 1; }

@@ -4,30 +4,40 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+echo 'Building; the first time takes some minutes.'
 cargo build --release --locked --bin layoutfs --example demo-registry
+here=$PWD
+bin=$here/target/release
 dir=$(mktemp -d "${TMPDIR:-/tmp}/layoutfs-demo.XXXXXX")
-mkdir "$dir/rootfs" "$dir/layout"
 registry_pid=
 
 # A cache of its own, so that the demo begins with nothing.
-layoutfs() { target/release/layoutfs "$@" --cache-dir "$dir/cache"; }
+layoutfs() { "$bin/layoutfs" "$@" --cache-dir "$dir/cache"; }
+
+stop_registry() {
+    [ -n "$registry_pid" ] || return 0
+    kill "$registry_pid" 2>/dev/null || true
+    wait "$registry_pid" 2>/dev/null || true
+    registry_pid=
+}
 
 finish() {
     local status=$? mountpoint
+    trap '' INT TERM
+    cd "$here"
     for mountpoint in "$dir/rootfs" "$dir/layout"; do
-        if mountpoint -q "$mountpoint"; then
-            layoutfs unmount "$mountpoint" --lazy || fusermount3 -uz "$mountpoint" || true
-        fi
+        layoutfs unmount "$mountpoint" --lazy -q || fusermount3 -uz "$mountpoint" || true
     done
-    if [ -n "$registry_pid" ]; then
-        kill "$registry_pid" 2>/dev/null || true
-        wait "$registry_pid" 2>/dev/null || true
-    fi
-    if [ "$status" != 0 ]; then
+    stop_registry
+    case $status in
+    0) ;;
+    130) echo 'demo: interrupted; nothing is left behind' >&2 ;;
+    *)
         echo "demo: failed (exit $status); the registry said:" >&2
         tail -n 5 "$dir/registry.log" >&2 || true
-    fi
-    rm -rf "$dir"
+        ;;
+    esac
+    rm -rf --one-file-system "$dir"
     exit "$status"
 }
 trap finish EXIT
@@ -37,71 +47,84 @@ if [ -t 1 ]; then bold=$'\e[1m' plain=$'\e[0m'; else bold='' plain=''; fi
 title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 # Shows a command as one would type it, and runs it.
 run() {
-    local shown="$*"
-    printf '$ %s\n' "${shown//"$dir/"/}"
+    printf '$ %s\n' "$*"
     "$@"
 }
 die() { echo "demo: $*" >&2; exit 1; }
-# What moved since the last time that this was asked, as the registry and the disk tell it.
+# What moved since the last time that this was asked, as the registry's log tells it: lines of
+# "GET path bytes=FIRST-LAST -> status".
 told=0
 moved() {
-    local requests
-    requests=$(wc -l < "$dir/requests")
-    echo "-> $((requests - told)) requests to the registry; $(du -sk "$dir/cache" | cut -f 1) KiB in the cache"
-    told=$requests
+    tail -n "+$((told + 1))" requests | awk -F '[ =-]+' '
+        $3 == "bytes" { bytes += $5 - $4 + 1 }
+        END { printf "-> %d requests to the registry, %.2f MB of blobs\n", NR, bytes / 1e6 }'
+    told=$(wc -l < requests)
 }
 
+mkdir "$dir/rootfs" "$dir/layout"
+cd "$dir"
+
 title '1. A registry with an image in it, on loopback'
-target/release/examples/demo-registry --port-file "$dir/port" --with-sample --log \
-    >"$dir/requests" 2>"$dir/registry.log" &
+"$bin/examples/demo-registry" --port-file port --with-sample --log >requests 2>registry.log &
 registry_pid=$!
-for _ in $(seq 100); do
-    [ -s "$dir/port" ] && break
+for _ in $(seq 300); do
+    [ -s port ] && break
     kill -0 "$registry_pid" 2>/dev/null || die 'the registry does not start'
     sleep 0.1
 done
-[ -s "$dir/port" ] || die 'the registry does not answer'
-reference=127.0.0.1:$(cat "$dir/port")/demo/app:latest
-cat "$dir/registry.log"
+[ -s port ] || die 'the registry does not answer'
+reference=127.0.0.1:$(cat port)/demo/app:latest
+cat registry.log
 
 title '2. A sparse layout of it: the manifest, the configuration, no layer'
-run layoutfs sparse "$reference" --to "$dir/image"
-run du -ab "$dir/image"
+run layoutfs sparse "$reference" --to image
+run ls -s image/blobs/sha256
 moved
 
-title '3. The layout view: the complete layout, of which nothing is here yet'
-run layoutfs mount "oci:$dir/image" "$dir/layout" --view layout
-run ls -l "$dir/layout/blobs/sha256"
+title '3. The layout view: the complete layout, of which no layer is here yet'
+run layoutfs mount oci:image layout --view layout
+run ls -l layout/blobs/sha256
 moved
-layer=$(find "$dir/layout/blobs" -type f -size +64k -printf '%s %f\n' | sort -n | sed -n '1s/.* //p')
-echo "A blob's name is its sha256. Reading one layer fetches that layer, and no other:"
-run sha256sum "$dir/layout/blobs/sha256/$layer"
-[ "$(sha256sum < "$dir/layout/blobs/sha256/$layer")" = "$layer  -" ] || die 'wrong bytes'
+layer=$(find layout/blobs -type f -size +64k -printf '%s %f\n' | sort -n | sed -n '1s/.* //p')
+echo 'A blob is named by its sha256. Reading one layer fetches that layer, and no other:'
+run sha256sum "layout/blobs/sha256/$layer"
+[ "$(sha256sum < "layout/blobs/sha256/$layer")" = "$layer  -" ] || die 'wrong bytes'
 moved
 
 title '4. The root filesystem: the first contact reads each layer once, and what is here not again'
-run layoutfs mount "oci:$dir/image" "$dir/rootfs"
-run ls -l "$dir/rootfs"
+run layoutfs mount oci:image rootfs
+run ls rootfs
 moved
-run cat "$dir/rootfs/etc/os-release"
-run layoutfs inspect "oci:$dir/image" /etc/os-release
-run layoutfs status "$dir/rootfs"
+run cat rootfs/etc/os-release
+run layoutfs inspect oci:image /etc/os-release
+run layoutfs status rootfs
 
 title '5. skopeo takes a complete, ordinary layout out of the view'
-run skopeo copy --quiet "oci:$dir/layout" "oci:$dir/complete"
-run layoutfs verify "oci:$dir/complete" --deep
+run skopeo copy --quiet oci:layout oci:complete
+run layoutfs verify oci:complete --deep -q
+run du -sh image complete
 moved
 
-title '6. Again, without the registry: what was proved once is still here'
-run layoutfs unmount "$dir/rootfs"
-run layoutfs unmount "$dir/layout"
-kill "$registry_pid"
-wait "$registry_pid" 2>/dev/null || true
-registry_pid=
-run layoutfs mount "oci:$dir/image" "$dir/rootfs" --offline
-run cat "$dir/rootfs/etc/os-release"
-run layoutfs unmount "$dir/rootfs"
+title '6. Now the cache forgets every blob and keeps the indexes; a program reads 1 KB'
+run layoutfs unmount layout
+run layoutfs unmount rootfs
+run layoutfs cache prune
+run layoutfs mount oci:image rootfs
+run ls -l rootfs/app
+moved
+echo '$ head -c 1000 rootfs/app/model.bin | wc -c'
+head -c 1000 rootfs/app/model.bin | wc -c
+moved
+echo 'Layers of many gzip members or zstd frames are read span by span, others whole:'
+run cat rootfs/etc/os-release
+moved
+
+title '7. Without the registry: what was proved once is still here'
+run layoutfs unmount rootfs
+stop_registry
+run layoutfs mount oci:image rootfs --offline -q
+run cat rootfs/etc/os-release
+run layoutfs unmount rootfs
 
 title 'Done'
-echo "The sparse layout is $(du -sk "$dir/image" | cut -f 1) KiB, the complete one $(du -sk "$dir/complete" | cut -f 1) KiB."
-echo "layoutfs is in $PWD/target/release/; README.md has a tour with an image of yours."
+echo "The program is $bin/layoutfs; README.md has a tour with an image of yours."

@@ -1,5 +1,6 @@
 //! The demo's image: four layers shaped like an application image (system, language, its
-//! packages, the application), made from nothing and always the same.
+//! packages, the application), made from nothing and always the same. Two layers are one gzip
+//! member, as most builders write them; two can be entered in the middle, one of each format.
 
 use serde_json::json;
 
@@ -8,18 +9,25 @@ use super::layer::{Compression, LayerBuilder, generated};
 
 /// About 60 MB as stored; a program that starts needs a few files of it.
 pub fn image() -> Image {
+    const SPAN_BYTES: usize = 1 << 20;
+    let plan: [(fn() -> LayerBuilder, Compression); 4] = [
+        (system, Compression::Gzip),
+        (language, Compression::Gzip),
+        (packages, Compression::GzipMembers(SPAN_BYTES)),
+        (application, Compression::ZstdFrames(SPAN_BYTES)),
+    ];
     // Compressing takes nearly all the time, so each layer has a thread.
-    let layers = [system, language, packages, application].map(|layer| {
+    let layers = plan.map(|(layer, compression)| {
         std::thread::spawn(move || {
             let tar = layer().tar();
-            let blob = Compression::Gzip.compress(&tar);
-            (tar, blob)
+            let blob = compression.compress(&tar);
+            (tar, blob, compression)
         })
     });
     let mut builder = ImageBuilder::new();
     for layer in layers {
-        let (tar, blob) = layer.join().expect("layers are made from constants");
-        builder = builder.layer_of_blob(&tar, blob, Compression::Gzip);
+        let (tar, blob, compression) = layer.join().expect("layers are made from constants");
+        builder = builder.layer_of_blob(&tar, blob, compression);
     }
     let path = "PATH=/usr/local/bin:/usr/bin:/bin";
     builder
