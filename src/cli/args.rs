@@ -25,7 +25,7 @@ pub struct Cli {
 
 /// The options of every command.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Options options")]
+#[command(next_help_heading = "Options of every command")]
 pub struct Options {
     /// Where missing blobs come from, instead of where the layout says; repeat for mirrors, in
     /// order
