@@ -11,8 +11,11 @@ pub fn podman(debian: &Debian, args: &[&str]) -> String {
     let dir = debian.room.path().join("podman");
     let [root, runroot] = ["root", "run"].map(|name| dir.join(name).to_str().unwrap().to_owned());
     let own = ["--root", &root, "--runroot", &runroot, "--storage-driver", "overlay"];
+    // The runtime that the set-up installs: another one may be there, and not fit the machine.
+    let runtime = ["--runtime", "runc"];
     let mut command = Command::new("podman");
-    run(command.args(own).args(args).current_dir(debian.room.path()), TOOL_LIMIT).success()
+    run(command.args(own).args(runtime).args(args).current_dir(debian.room.path()), TOOL_LIMIT)
+        .success()
 }
 
 #[test]
