@@ -143,6 +143,8 @@ round() {
         drop_caches
         record "first_$side" "$(seconds "${side}_first" "${!side}")"
     done
+    # The second side's dropping of caches took those of the first: both are warmed again.
+    read_all "$ours/mnt"
     read_all "$theirs/bundle/rootfs"
     for side in "${sides[@]}"; do
         local tree=$ours/mnt
