@@ -5,6 +5,7 @@
 //! arithmetic, and a named limit on every loop and allocation.
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
+pub mod accounts;
 pub mod changeset;
 pub mod codec;
 pub mod digest;
@@ -15,12 +16,14 @@ pub mod image_argument;
 pub mod index;
 pub mod layout_path;
 pub mod merge;
+pub mod mount_points;
 pub mod oci;
 pub mod pax;
 pub mod plan;
 pub mod provenance;
 pub mod range;
 pub mod reference;
+pub mod runtime;
 pub mod sparse;
 pub mod tar;
 pub mod tar_write;

@@ -13,7 +13,7 @@
 //! - Parents that are symbolic links are followed inside the root; other parents that are no
 //!   directories give way. Missing parents are directories 0755, root:root, the epoch.
 
-mod resolve;
+pub(crate) mod resolve;
 
 use std::collections::HashSet;
 

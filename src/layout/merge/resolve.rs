@@ -1,7 +1,7 @@
-//! Where a path leads in a tree under construction: parents that are symbolic links are followed,
-//! inside the root only.
+//! Where a path leads in a tree, under construction or finished: parents that are symbolic links
+//! are followed, inside the root only.
 
-use crate::layout::tree::{Builder, NodeId, NodeKind};
+use crate::layout::tree::{Builder, NodeId, NodeKind, Tree};
 
 /// Most symbolic links on the way to one name: what Linux allows before `ELOOP`.
 const LINKS_MAX: usize = 40;
@@ -10,8 +10,27 @@ const LINKS_MAX: usize = 40;
 /// NUL), and following costs time for each byte.
 const TARGET_BYTES_MAX: usize = 4095;
 
+/// Names that lead to nodes.
+pub(in crate::layout) trait Names {
+    /// The child `name` of the directory `parent`, and what it is.
+    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, &NodeKind)>;
+}
+
+impl Names for Builder {
+    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, &NodeKind)> {
+        self.child(parent, name).map(|id| (id, &self.draft(id).kind))
+    }
+}
+
+impl Names for Tree {
+    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, &NodeKind)> {
+        let id = self.lookup(parent, name)?;
+        Some((id, &self.node(id)?.kind))
+    }
+}
+
 /// A directory, there or not yet.
-pub(super) struct Place<'a> {
+pub(in crate::layout) struct Place<'a> {
     /// Directories from the root down to the last that exists; never empty.
     pub trail: Vec<NodeId>,
     /// Names below it that do not exist, or are no directories.
@@ -33,7 +52,10 @@ impl Place<'_> {
 /// Follows all of `path`: every component that is a symbolic link is replaced by its target.
 /// `..` (in targets) stays inside the root, and takes back an absent name as it takes back a
 /// directory. The error says why the way does not end.
-pub(super) fn follow<'a>(builder: &'a Builder, path: &'a [u8]) -> Result<Place<'a>, String> {
+pub(in crate::layout) fn follow<'a>(
+    tree: &'a impl Names,
+    path: &'a [u8],
+) -> Result<Place<'a>, String> {
     let mut place = Place { trail: vec![NodeId::ROOT], absent: Vec::new() };
     let mut ahead: Vec<&[u8]> = components(path).collect();
     ahead.reverse();
@@ -49,8 +71,7 @@ pub(super) fn follow<'a>(builder: &'a Builder, path: &'a [u8]) -> Result<Place<'
             place.absent.push(name);
             continue;
         }
-        let child = builder.child(place.last(), name);
-        match child.map(|id| (id, &builder.draft(id).kind)) {
+        match tree.step(place.last(), name) {
             Some((id, NodeKind::Directory { .. })) => place.trail.push(id),
             Some((_, NodeKind::Symlink { target })) => {
                 links += 1;
