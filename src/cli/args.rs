@@ -9,6 +9,7 @@ use crate::fetch::layer_file::Compression;
 use crate::fs::images::ViewKind;
 use crate::fs::ops::Policy;
 use crate::layout::oci::Platform;
+use crate::layout::runtime::Bind;
 
 /// A lazy filesystem for OCI image layouts: mount a sparse layout, pull what is read, prove every
 /// byte.
@@ -21,6 +22,9 @@ pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
     pub options: Options,
+    /// The process that serves in the background: ready on standard output
+    #[arg(long, hide = true)]
+    pub background_child: bool,
 }
 
 /// The options of every command.
@@ -96,6 +100,10 @@ pub enum Command {
     Mount(Mount),
     /// Unmount; also clears what a crash left
     Unmount(Unmount),
+    /// Run a command in a container on an image
+    Run(Run),
+    /// Prepare a container on an image for a runtime of your own: DIR/rootfs and DIR/config.json
+    Bundle(Bundle),
     /// Fill a sparse layout in place, verified; can be interrupted and run again
     Hydrate(Hydrate),
     /// Make a layer of an overlay's upper directory, on top of a sparse layout
@@ -153,9 +161,6 @@ pub struct Mount {
     /// Write a line to this file descriptor when the tree answers
     #[arg(long, value_name = "N")]
     pub ready_fd: Option<u32>,
-    /// The process that `mount` starts to serve in the background: ready on standard output
-    #[arg(long, hide = true)]
-    pub background_child: bool,
 }
 
 /// `layoutfs unmount`.
@@ -166,6 +171,61 @@ pub struct Unmount {
     /// Detach a busy mount now; it ends with its last user
     #[arg(long)]
     pub lazy: bool,
+}
+
+/// `layoutfs run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
+    pub image: String,
+    /// What the container is to be.
+    #[command(flatten)]
+    pub container: Container,
+    /// The runtime: a path or a name [default: runc, else crun]
+    #[arg(long, value_name = "PATH")]
+    pub runtime: Option<PathBuf>,
+    /// The command, instead of the image's entrypoint and its arguments
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// `layoutfs bundle`.
+#[derive(Debug, Args)]
+pub struct Bundle {
+    /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
+    pub image: String,
+    /// Where: is made if it is missing
+    pub directory: PathBuf,
+    /// What the container is to be.
+    #[command(flatten)]
+    pub container: Container,
+    /// The command, instead of the image's entrypoint and its arguments
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// What `run` and `bundle` can be told about a container.
+#[derive(Debug, Args)]
+pub struct Container {
+    /// Show a path of this machine in the container; repeat for more
+    #[arg(long, value_name = "SRC:DST[:ro]")]
+    pub bind: Vec<Bind>,
+    /// Set an environment variable, over the image's; repeat for more
+    #[arg(long, value_name = "K=V", value_parser = parse_variable)]
+    pub env: Vec<String>,
+    /// Who runs it, by name or number, instead of whom the image says
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Keep the changes in DIR [default: forget them]
+    #[arg(long, value_name = "DIR")]
+    pub upper: Option<PathBuf>,
+}
+
+fn parse_variable(text: &str) -> Result<String, &'static str> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected NAME=VALUE"),
+    }
 }
 
 /// `layoutfs hydrate`.

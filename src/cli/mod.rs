@@ -9,8 +9,10 @@ macro_rules! out {
 }
 
 pub mod args;
+mod bundle;
 mod cache;
 mod commit;
+mod container;
 mod context;
 mod exit;
 mod hydrate;
@@ -18,6 +20,7 @@ mod inspect;
 mod logging;
 mod mount;
 mod progress;
+mod run;
 mod serve;
 mod sparse;
 mod status;
@@ -39,10 +42,9 @@ use crate::fetch::Result;
 pub fn main() -> ! {
     // clap ends the process itself: 0 after --help and --version, 2 for wrong usage.
     let cli = Cli::parse();
-    let serves = matches!(&cli.command, Command::Mount(mount) if mount.background_child);
-    logging::start(&cli.options, serves);
+    logging::start(&cli.options, cli.background_child);
     let context = Context::new(&cli.options);
-    let result = context.as_ref().map_err(Clone::clone).and_then(|c| run(c, &cli.command));
+    let result = context.as_ref().map_err(Clone::clone).and_then(|c| run(c, &cli));
     let code = match result {
         Ok(code) => code,
         Err(error) => {
@@ -62,10 +64,12 @@ fn write_line(line: std::fmt::Arguments<'_>) {
 }
 
 /// The exit code of a command that has not failed.
-fn run(context: &Context, command: &Command) -> Result<i32> {
-    match command {
+fn run(context: &Context, cli: &Cli) -> Result<i32> {
+    match &cli.command {
         Command::Sparse(args) => sparse::run(context, args)?,
-        Command::Mount(args) => return mount::run(context, args),
+        Command::Mount(args) => return mount::run(context, args, cli.background_child),
+        Command::Run(args) => return run::run(context, args),
+        Command::Bundle(args) => return bundle::run(context, args, cli.background_child),
         Command::Unmount(args) => unmount::run(&context.run_directory()?, args)?,
         Command::Hydrate(args) => hydrate::run(context, args)?,
         Command::Commit(args) => commit::run(context, args)?,

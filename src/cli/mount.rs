@@ -1,6 +1,5 @@
 //! `layoutfs mount`: checks, then serves in the background by a process of its own.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
@@ -19,21 +18,31 @@ use crate::fs::mounts::{Claim, canonical_mountpoint, find_mount};
 /// What the serving process writes to standard output when the tree answers.
 const READY: &[u8] = b"ready\n";
 
-/// The option that tells a process that it is the serving one.
+/// The option that tells a process that it is the serving one. It comes first: what stands last may
+/// belong to the command of a container.
 const CHILD_OPTION: &str = "--background-child";
 
-pub fn run(context: &Context, args: &args::Mount) -> Result<i32> {
-    check(context, args)?;
+/// What [`announce`] tells people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// How each layer will be read.
+    Everything,
+    /// Only what will take time.
+    Waiting,
+}
+
+pub fn run(context: &Context, args: &args::Mount, is_child: bool) -> Result<i32> {
+    check(args)?;
     let (mountpoint, claim) = free_mountpoint(context, &args.mountpoint)?;
-    if args.foreground || args.background_child {
-        return serve::run(context, args, mountpoint, claim);
+    if args.foreground || is_child {
+        return serve::run(context, args, mountpoint, claim, is_child);
     }
     // The serving process claims it for itself.
     drop(claim);
     serve_in_background(args.ready_fd)
 }
 
-fn check(context: &Context, args: &args::Mount) -> Result<()> {
+fn check(args: &args::Mount) -> Result<()> {
     let usage = |message: &str| Err(Error::new(ErrorKind::Usage, message));
     if args.upper.is_some() && args.view != ViewKind::Rootfs {
         return usage("--upper makes a rootfs writable: use it with --view rootfs");
@@ -45,13 +54,15 @@ fn check(context: &Context, args: &args::Mount) -> Result<()> {
         let message = "--upper mounts overlayfs, which needs root";
         return Err(Error::new(ErrorKind::CannotMount, message));
     }
-    let _ = context;
     Ok(())
 }
 
 /// The canonical mount point; what a crash left there is cleared, what lives there is respected.
 /// Nobody else takes it while the claim is held.
-fn free_mountpoint(context: &Context, path: &Path) -> Result<(PathBuf, Claim)> {
+///
+/// # Errors
+/// It is no directory, or taken.
+pub fn free_mountpoint(context: &Context, path: &Path) -> Result<(PathBuf, Claim)> {
     let mountpoint = canonical_mountpoint(path)?;
     let run = context.run_directory()?;
     let claim = run.claim(&mountpoint)?;
@@ -100,7 +111,15 @@ fn not_a_directory(mountpoint: &Path, why: &dyn std::fmt::Display) -> Error {
 }
 
 /// Says per layer how it will be read, before it is; with `--require-lazy` refuses what is not.
-pub fn announce(context: &Context, open: &OpenImage, kind: ViewKind) -> Result<Vec<How>> {
+///
+/// # Errors
+/// The layers are not to be had, or not lazily when that is required.
+pub fn announce(
+    context: &Context,
+    open: &OpenImage,
+    kind: ViewKind,
+    told: Told,
+) -> Result<Vec<How>> {
     if !kind.reads_layers() {
         context.say(format_args!("each blob is fetched whole when it is read"));
         return Ok(Vec::new());
@@ -112,7 +131,9 @@ pub fn announce(context: &Context, open: &OpenImage, kind: ViewKind) -> Result<V
         hows.push(how);
         let digest = layer.blob.digest.short();
         let described = how.describe(&size(layer.blob.size));
-        context.say(format_args!("layer {number:>2}  {digest}  {described}"));
+        if told == Told::Everything || !how.is_lazy() {
+            context.say(format_args!("layer {number:>2}  {digest}  {described}"));
+        }
     }
     let eager = hows.iter().filter(|how| !how.is_lazy()).count();
     if context.options.require_lazy && eager > 0 {
@@ -128,13 +149,17 @@ pub fn announce(context: &Context, open: &OpenImage, kind: ViewKind) -> Result<V
 
 /// Starts this program again to serve, passes its errors and its exit code on, and returns when
 /// the tree answers.
-fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
+///
+/// # Errors
+/// It cannot be started.
+pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
     let failed = |e: &std::io::Error| Error::local("cannot start the serving process", e);
     keep_descriptors_here(ready_fd).map_err(|e| failed(&e))?;
     // The program that runs now, even if its file was replaced meanwhile.
     let mut child = Command::new("/proc/self/exe")
         .arg0("layoutfs")
-        .args(with_child_option(std::env::args_os().skip(1).collect()))
+        .arg(CHILD_OPTION)
+        .args(std::env::args_os().skip(1))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -170,14 +195,6 @@ fn keep_descriptors_here(wanted: Option<u32>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The arguments for the serving process: its option stands before a `--`, behind which everything
-/// is a name.
-fn with_child_option(mut args: Vec<OsString>) -> Vec<OsString> {
-    let at = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
-    args.insert(at, CHILD_OPTION.into());
-    args
-}
-
 /// Leaves the terminal: a session of our own, log lines to `log`, and the word to whoever waits.
 ///
 /// # Errors
@@ -196,16 +213,4 @@ pub fn detach(log: &Path) -> Result<()> {
     // The mount must not keep the directory busy that the user called from.
     std::env::set_current_dir("/").map_err(|e| failed(&e))?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_serving_process_gets_its_option_before_what_is_no_option() {
-        let with = |args: &[&str]| with_child_option(args.iter().map(OsString::from).collect());
-        assert_eq!(with(&["mount", "a", "m"]), ["mount", "a", "m", CHILD_OPTION]);
-        assert_eq!(with(&["mount", "--", "a", "m"]), ["mount", CHILD_OPTION, "--", "a", "m"]);
-    }
 }

@@ -1,4 +1,5 @@
-//! The daemon's side of `layoutfs mount`: serves a view until it is unmounted or told to end.
+//! Serves a view until it is unmounted or told to end: the daemon's side of `mount`, and beneath
+//! what `run` and `bundle` do.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -10,7 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args;
 use super::context::{Context, OpenImage, absolute};
-use super::{mount, progress};
+use super::mount::{self, Told};
+use super::progress;
 use crate::fetch::arrival::Progress;
 use crate::fetch::how::How;
 use crate::fetch::{Error, ErrorKind, Result};
@@ -22,7 +24,7 @@ use crate::fs::mounts::{Claim, Record, RunDirectory, find_mount, started_ticks};
 use crate::fs::overlay;
 use crate::fs::pending::Pending;
 use crate::fs::status::{self, LayerStatus, Status};
-use crate::layout::tree::Layer;
+use crate::layout::tree::{Layer, Tree};
 
 /// How often to look whether the session has ended, or the overlay was unmounted by hand.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -30,13 +32,29 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long open files may keep a detached mount, and with it the daemon, after SIGTERM.
 const DETACHED_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
+/// What is to be mounted, and where.
+pub struct Plan<'a> {
+    /// The image argument as the user gave it.
+    pub image: &'a str,
+    /// What to show.
+    pub view: ViewKind,
+    /// How each layer is going to be read.
+    pub hows: Vec<How>,
+    /// The canonical mount point.
+    pub mountpoint: PathBuf,
+    /// The upper directory, absolute: an overlay is on the mount point, the view elsewhere.
+    pub upper: Option<PathBuf>,
+    /// What is removed with the mount, should this process not come to do it.
+    pub scratch: Option<PathBuf>,
+}
+
 /// Everything that a running mount consists of.
-struct Daemon<'a> {
-    context: &'a Context,
-    args: &'a args::Mount,
+pub struct Daemon<'a> {
+    pub context: &'a Context,
+    pub open: Arc<OpenImage>,
+    kind: ViewKind,
     run: RunDirectory,
     record: Record,
-    open: Arc<OpenImage>,
     /// How each layer was going to be read when the mount began.
     hows: Vec<How>,
     pending: Arc<Pending>,
@@ -52,45 +70,75 @@ pub fn run(
     args: &args::Mount,
     mountpoint: PathBuf,
     claim: Claim,
+    in_background: bool,
 ) -> Result<i32> {
-    // Started through /proc/self/exe, it would be called `exe`. A name is not worth failing for.
-    let _ = rustix::thread::set_name(c"layoutfs");
     let open = context.open(&args.image)?;
-    let hows = mount::announce(context, &open, args.view)?;
-    let run = context.run_directory()?;
-    let lower = match &args.upper {
-        Some(_) => Some(run.make_lower(&mountpoint)?),
-        None => None,
-    };
-    let upper = match &args.upper {
-        Some(upper) => Some(absolute(upper)?),
-        None => None,
-    };
-    let pid = rustix::process::getpid().as_raw_nonzero().get();
-    let record = Record {
-        mountpoint,
-        pid,
-        started_ticks: started_ticks(pid).unwrap_or(0),
-        image: args.image.clone(),
-        view: args.view.name().to_owned(),
-        lower,
-        upper,
-    };
-    let daemon = Daemon {
-        context,
-        args,
-        run,
-        record,
-        open: Arc::new(open),
-        hows,
-        pending: Arc::default(),
-        counters: Arc::default(),
-    };
-    daemon.serve(claim)
+    let (image, view) = (args.image.as_str(), args.view);
+    let hows = mount::announce(context, &open, view, Told::Everything)?;
+    let upper = args.upper.as_ref().map(absolute).transpose()?;
+    let plan = Plan { image, view, hows, mountpoint, upper, scratch: None };
+    let daemon = Daemon::new(context, open, plan)?;
+    daemon.serve(Some(claim), |mounted| {
+        if args.no_wait {
+            context.runtime.spawn(daemon.build());
+        } else {
+            daemon.wait_for_view(mounted)?;
+        }
+        daemon.mount_overlay(None)?;
+        if let Some(fd) = args.ready_fd {
+            tell_descriptor(fd)?;
+        }
+        daemon.serve_until_gone(mounted, in_background)
+    })
 }
 
-impl Daemon<'_> {
-    fn serve(&self, claim: Claim) -> Result<i32> {
+impl<'a> Daemon<'a> {
+    /// What `plan` says, not yet mounted.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn new(context: &'a Context, open: OpenImage, plan: Plan) -> Result<Self> {
+        // Started through /proc/self/exe, it would be called `exe`. A name is not worth failing
+        // for.
+        let _ = rustix::thread::set_name(c"layoutfs");
+        let run = context.run_directory()?;
+        let lower = match &plan.upper {
+            Some(_) => Some(run.make_lower(&plan.mountpoint)?),
+            None => None,
+        };
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let record = Record {
+            mountpoint: plan.mountpoint,
+            pid,
+            started_ticks: started_ticks(pid).unwrap_or(0),
+            image: plan.image.to_owned(),
+            view: plan.view.name().to_owned(),
+            lower,
+            upper: plan.upper,
+            scratch: plan.scratch,
+        };
+        Ok(Daemon {
+            context,
+            open: Arc::new(open),
+            kind: plan.view,
+            hows: plan.hows,
+            run,
+            record,
+            pending: Arc::default(),
+            counters: Arc::default(),
+        })
+    }
+
+    /// Mounts the view, does `work`, and takes everything down, however `work` ends. `claim` keeps
+    /// others from the mount point until the record says whose it is.
+    ///
+    /// # Errors
+    /// The view cannot be mounted, or those of `work`.
+    pub fn serve(
+        &self,
+        claim: Option<Claim>,
+        work: impl FnOnce(&Mounted) -> Result<i32>,
+    ) -> Result<i32> {
         let shell = Shell {
             view: self.pending.clone(),
             counters: self.counters.clone(),
@@ -101,28 +149,49 @@ impl Daemon<'_> {
         };
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);
         let mounted = Mounted::start(shell, view_at)?;
-        let served = self.serve_mounted(&mounted, claim);
+        let served = self.answer_status(claim).and_then(|()| work(&mounted));
         self.end(&mounted);
         served
     }
 
-    fn serve_mounted(&self, mounted: &Mounted, claim: Claim) -> Result<i32> {
+    fn answer_status(&self, claim: Option<Claim>) -> Result<()> {
         self.run.write(&self.record)?;
-        // From here on the record says whose it is.
         drop(claim);
-        status::serve(&self.run.socket(&self.record.mountpoint), self.reporter()?)?;
-        if self.args.no_wait {
-            self.context.runtime.spawn(self.build());
-        } else {
-            self.wait_for_view(mounted)?;
-        }
+        status::serve(&self.run.socket(&self.record.mountpoint), self.reporter()?)
+    }
+
+    /// The merged filesystem, once [`Daemon::wait_for_view`] has worked.
+    pub fn tree(&self) -> Option<&Tree> {
+        self.pending.get().map(|view| view.tree())
+    }
+
+    /// The overlay, where an upper directory is given; `skeleton` lies below the view. Then, as
+    /// the options say, everything is fetched behind the readers' backs.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn mount_overlay(&self, skeleton: Option<&Path>) -> Result<()> {
         if let (Some(lower), Some(upper)) = (&self.record.lower, &self.record.upper) {
-            overlay::mount(lower, upper, &self.record.mountpoint)?;
+            let lowers: Vec<&Path> = std::iter::once(lower.as_path()).chain(skeleton).collect();
+            overlay::mount(&lowers, upper, &self.record.mountpoint)?;
         }
         if self.context.options.prefetch == "all" {
             self.prefetch_all();
         }
-        self.tell_ready()?;
+        Ok(())
+    }
+
+    /// Says that the tree answers, and serves until somebody unmounts it or ends this process.
+    ///
+    /// # Errors
+    /// Nobody can be told.
+    pub fn serve_until_gone(&self, mounted: &Mounted, in_background: bool) -> Result<i32> {
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::debug!(%error, "no service manager to tell");
+        }
+        if in_background {
+            mount::detach(&self.run.log(&self.record.mountpoint))?;
+        }
         self.context.runtime.block_on(self.wait_for_end(mounted));
         Ok(0)
     }
@@ -130,7 +199,7 @@ impl Daemon<'_> {
     /// Builds the view; after a failure anew whenever somebody asks.
     fn build(&self) -> impl Future<Output = ()> + Send + 'static {
         let (open, pending) = (self.open.clone(), self.pending.clone());
-        let (kind, policy) = (self.args.view, self.context.options.verify);
+        let (kind, policy) = (self.kind, self.context.options.verify);
         async move {
             let build = || images::build(&open.store, &open.image, kind, policy);
             let failed = |error: &Error| tracing::error!(%error, "cannot build the view");
@@ -139,8 +208,11 @@ impl Daemon<'_> {
     }
 
     /// Waits for the view, with progress bars. A failure ends the mount.
-    fn wait_for_view(&self, mounted: &Mounted) -> Result<()> {
-        let (open, kind, policy) = (&self.open, self.args.view, self.context.options.verify);
+    ///
+    /// # Errors
+    /// A layer cannot be had, or somebody ends this process meanwhile.
+    pub fn wait_for_view(&self, mounted: &Mounted) -> Result<()> {
+        let (open, kind, policy) = (&self.open, self.kind, self.context.options.verify);
         let blobs: Vec<_> = open.image.manifest.layers.iter().map(|l| l.blob).collect();
         let build = images::build(&open.store, &open.image, kind, policy);
         let shown = progress::show(&open.store, &blobs, self.context.options.quiet, build);
@@ -169,26 +241,6 @@ impl Daemon<'_> {
                 }
             }
         });
-    }
-
-    fn tell_ready(&self) -> Result<()> {
-        if let Some(fd) = self.args.ready_fd {
-            // Opened by name, because a number from the command line proves nothing about who
-            // owns the descriptor.
-            let path = format!("/proc/self/fd/{fd}");
-            let told = std::fs::File::options()
-                .write(true)
-                .open(&path)
-                .and_then(|mut file| file.write_all(b"ready\n"));
-            told.map_err(|e| Error::local(format!("--ready-fd {fd}"), &e))?;
-        }
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::debug!(%error, "no service manager to tell");
-        }
-        if self.args.background_child {
-            mount::detach(&self.run.log(&self.record.mountpoint))?;
-        }
-        Ok(())
     }
 
     async fn wait_for_end(&self, mounted: &Mounted) {
@@ -225,7 +277,7 @@ impl Daemon<'_> {
         let counters = self.counters.clone();
         let record = self.record.clone();
         let log = self.run.log(&record.mountpoint);
-        let layers = match self.args.view {
+        let layers = match self.kind {
             ViewKind::Layout => open.image.layers().unwrap_or_default(),
             _ => open.image.layers()?,
         };
@@ -233,6 +285,17 @@ impl Daemon<'_> {
         let layers: Vec<_> = layers.into_iter().zip(hows).collect();
         Ok(move || report(&record, &open, &layers, &pending, &counters, &log))
     }
+}
+
+fn tell_descriptor(fd: u32) -> Result<()> {
+    // Opened by name, because a number from the command line proves nothing about who owns the
+    // descriptor.
+    let path = format!("/proc/self/fd/{fd}");
+    let told = std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(b"ready\n"));
+    told.map_err(|e| Error::local(format!("--ready-fd {fd}"), &e))
 }
 
 fn report(

@@ -7,7 +7,8 @@ use super::args;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::mount::unmount_path;
 use crate::fs::mounts::{KernelMount, Record, RunDirectory, canonical_mountpoint, find_mount};
-use crate::fs::overlay;
+use crate::fs::{overlay, scratch};
+use crate::layout::runtime::ROOTFS;
 
 /// How long a daemon may take to end after its last mount is gone.
 const DAEMON_ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -19,7 +20,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const OUR_SOURCE: &str = "layoutfs";
 
 pub fn run(run: &RunDirectory, args: &args::Unmount) -> Result<()> {
-    let mountpoint = canonical_mountpoint(&args.mountpoint)?;
+    let mut mountpoint = canonical_mountpoint(&args.mountpoint)?;
+    let in_bundle = mountpoint.join(ROOTFS);
+    if run.read(&mountpoint).is_none() && run.read(&in_bundle).is_some() {
+        // What `bundle` was given.
+        mountpoint = in_bundle;
+    }
     let record = run.read(&mountpoint);
     refuse_foreign(&mountpoint, record.is_some())?;
     clear(run, &mountpoint, record.as_ref(), args.lazy)?;
@@ -66,6 +72,9 @@ pub fn clear(
             overlay::remove_work_directory(upper);
         }
         run.remove(record);
+        if let Some(scratch) = &record.scratch {
+            scratch::remove(scratch);
+        }
     }
     Ok(())
 }

@@ -11,4 +11,5 @@ pub mod open_files;
 pub mod ops;
 pub mod overlay;
 pub mod pending;
+pub mod scratch;
 pub mod status;

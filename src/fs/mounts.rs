@@ -42,6 +42,9 @@ pub struct Record {
     pub lower: Option<PathBuf>,
     /// The upper directory of that overlay.
     pub upper: Option<PathBuf>,
+    /// A directory that is removed with the mount: what a container needs beside its image.
+    #[serde(default)]
+    pub scratch: Option<PathBuf>,
 }
 
 /// One line of `/proc/self/mountinfo`.
@@ -223,6 +226,13 @@ pub fn find_mount(path: &Path) -> Option<KernelMount> {
     mounts_at(path).pop()
 }
 
+/// The mounts at `path` and at everything beneath it.
+pub fn mounts_below(path: &Path) -> Vec<KernelMount> {
+    let Ok(table) = std::fs::read("/proc/self/mountinfo") else { return Vec::new() };
+    let all = parse_mountinfo(&table).into_iter();
+    all.filter(|m| m.mountpoint.starts_with(path)).collect()
+}
+
 fn parse_mountinfo(table: &[u8]) -> Vec<KernelMount> {
     table.split(|&b| b == b'\n').filter_map(parse_line).collect()
 }
@@ -310,6 +320,7 @@ mod tests {
             view: String::new(),
             lower: None,
             upper: None,
+            scratch: None,
         };
         assert!(record.is_alive());
         assert!(!Record { started_ticks: ticks + 1, ..record }.is_alive());
@@ -344,6 +355,7 @@ mod tests {
             view: "rootfs".to_owned(),
             lower: None,
             upper: None,
+            scratch: None,
         };
         run.write(&record).expect("written");
         assert_eq!(run.read(Path::new("/mnt/x")).expect("found").image, "oci:/layout");

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
@@ -19,19 +20,27 @@ pub fn work_directory(upper: &Path) -> PathBuf {
     name.into()
 }
 
-/// Mounts overlayfs on `mountpoint`: changes go to `upper`, everything else is `lower`. Both
-/// directories of the upper side are made if they are missing.
+/// Mounts overlayfs on `mountpoint`: changes go to `upper`, everything else is in `lowers`, the
+/// first of which wins. Both directories of the upper side are made if they are missing, and an
+/// upper directory that is empty takes the attributes of the first lower one: it is the root.
 ///
 /// # Errors
 /// [`ErrorKind::CannotMount`] with what is in the way.
-pub fn mount(lower: &Path, upper: &Path, mountpoint: &Path) -> Result<()> {
+pub fn mount(lowers: &[&Path], upper: &Path, mountpoint: &Path) -> Result<()> {
     let work = work_directory(upper);
     for directory in [upper, &work] {
         std::fs::create_dir_all(directory)
             .map_err(|e| Error::local(format!("cannot make {}", directory.display()), &e))?;
     }
+    if let Some(lower) = lowers.first() {
+        take_root_attributes(upper, lower).map_err(|e| {
+            let doing = format!("cannot give {} the attributes of /", upper.display());
+            Error::local(doing, &e)
+        })?;
+    }
     let mut data = format!("{OPTIONS},lowerdir=").into_bytes();
-    data.extend(escaped(lower));
+    let lowers: Vec<Vec<u8>> = lowers.iter().map(|lower| escaped(lower)).collect();
+    data.extend(lowers.join(&b':'));
     data.extend_from_slice(b",upperdir=");
     data.extend(escaped(upper));
     data.extend_from_slice(b",workdir=");
@@ -48,6 +57,19 @@ pub fn mount(lower: &Path, upper: &Path, mountpoint: &Path) -> Result<()> {
     let data = CString::new(data).map_err(|e| failed(&e))?;
     rustix::mount::mount("layoutfs", mountpoint, "overlay", MountFlags::empty(), &*data)
         .map_err(|e| failed(&std::io::Error::from(e)))
+}
+
+/// Owner, mode and time of `lower`, if `upper` holds nothing yet: the root of an overlay has the
+/// attributes of its upper directory, which nobody chose when it was made.
+fn take_root_attributes(upper: &Path, lower: &Path) -> std::io::Result<()> {
+    if std::fs::read_dir(upper)?.next().is_some() {
+        return Ok(());
+    }
+    let root = std::fs::metadata(lower)?;
+    std::os::unix::fs::chown(upper, Some(root.uid()), Some(root.gid()))?;
+    std::fs::set_permissions(upper, root.permissions())?;
+    let times = std::fs::FileTimes::new().set_modified(root.modified()?);
+    std::fs::File::open(upper)?.set_times(times)
 }
 
 /// Removes the work directory after unmounting; the kernel leaves `work/work` in it, mode 0.

@@ -1,0 +1,218 @@
+//! What `run` and `bundle` have in common: a container's root filesystem and its `config.json`.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::ImageConfiguration;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::args;
+use super::context::{Context, absolute};
+use super::serve::{Daemon, Plan};
+use super::unmount;
+use crate::fetch::how::How;
+use crate::fetch::{Error, ErrorKind, Result};
+use crate::fs::images::ViewKind;
+use crate::fs::mount::Mounted;
+use crate::fs::scratch::{Scratch, make_mount_points};
+use crate::layout::accounts::Accounts;
+use crate::layout::mount_points;
+use crate::layout::runtime::{self, Bind, Setup};
+
+/// The host name in a container.
+const HOSTNAME: &str = "layoutfs";
+
+/// Most bytes of an account file: 16 MiB hold some 200,000 users.
+const ACCOUNTS_BYTES_MAX: u64 = 16 << 20;
+
+/// The files that a container has from this machine, each as a copy of its own.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
+
+/// A container that is wished for and not yet there.
+pub struct Wanted<'a> {
+    container: &'a args::Container,
+    args: Vec<String>,
+    binds: Vec<Bind>,
+    terminal: bool,
+}
+
+/// Only root mounts overlayfs and starts containers.
+///
+/// # Errors
+/// [`ErrorKind::CannotMount`] for anybody else.
+pub fn need_root(command: &str) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let message = format!(
+        "`{command}` needs root, or a user namespace in which you are root with a mount namespace \
+         of its own: it mounts overlayfs"
+    );
+    Err(Error::new(ErrorKind::CannotMount, message))
+}
+
+/// A scratch directory for a container.
+///
+/// # Errors
+/// There is no place for it.
+pub fn scratch(context: &Context) -> Result<Scratch> {
+    let cache = context.cache()?.layouts().to_owned();
+    Scratch::new(&[std::env::temp_dir(), PathBuf::from("/var/tmp"), cache])
+}
+
+/// Clears what a `run` left whose process was killed.
+///
+/// # Errors
+/// The run directory cannot be had.
+pub fn clear_dead(context: &Context) -> Result<()> {
+    let run = context.run_directory()?;
+    for record in run.all() {
+        let scratch = record.scratch.as_ref();
+        let of_run = scratch.is_some_and(|scratch| record.mountpoint.starts_with(scratch));
+        if of_run && !record.is_alive() {
+            tracing::info!(at = %record.mountpoint.display(), "clearing what a killed run left");
+            let cleared = unmount::clear(&run, &record.mountpoint, Some(&record), true);
+            if let Err(error) = cleared {
+                tracing::warn!(%error, "cannot clear it");
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Wanted<'a> {
+    /// Checks everything that can be checked before something is mounted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`]: there is nothing to run, or a bind of something that is not there.
+    pub fn new(
+        image: &ImageConfiguration,
+        container: &'a args::Container,
+        command: &[String],
+        terminal: bool,
+    ) -> Result<Self> {
+        let usage = |message: String| Error::new(ErrorKind::Usage, message);
+        let args = runtime::arguments(image, command);
+        if args.first().is_none_or(String::is_empty) {
+            let message = "the image has neither entrypoint nor command: say what to run";
+            return Err(usage(message.to_owned()));
+        }
+        let mut binds = Vec::new();
+        for bind in &container.bind {
+            let source = bind.source.canonicalize();
+            let source =
+                source.map_err(|e| usage(format!("--bind {}: {e}", bind.source.display())))?;
+            binds.push(Bind { source, ..bind.clone() });
+        }
+        Ok(Wanted { container, args, binds, terminal })
+    }
+
+    /// Where it will be mounted, with its changes in `--upper`, else in `scratch`.
+    ///
+    /// # Errors
+    /// There is no working directory.
+    pub fn plan<'p>(
+        &self,
+        image: &'p str,
+        hows: Vec<How>,
+        mountpoint: PathBuf,
+        scratch: &Scratch,
+    ) -> Result<Plan<'p>> {
+        let upper = match &self.container.upper {
+            Some(upper) => absolute(upper)?,
+            None => scratch.path().join("upper"),
+        };
+        let scratch = Some(scratch.path().to_owned());
+        let view = ViewKind::Rootfs;
+        Ok(Plan { image, view, hows, mountpoint, upper: Some(upper), scratch })
+    }
+
+    /// Mounts the root filesystem at `rootfs` when its view is there, and writes `config.json`
+    /// beside it.
+    ///
+    /// # Errors
+    /// The kernel refuses the overlay, or the image does not know the user.
+    pub fn prepare(
+        mut self,
+        daemon: &Daemon,
+        mounted: &Mounted,
+        scratch: &Scratch,
+        rootfs: &Path,
+    ) -> Result<()> {
+        daemon.wait_for_view(mounted)?;
+        let image = &daemon.open.image.config.configuration;
+        // A bind of the user's comes later, and so is what is seen.
+        self.binds.splice(0..0, copies_of_ours(scratch.path())?);
+        let skeleton = scratch.path().join("skeleton");
+        let wanted = runtime::mount_points(image, &self.binds, |bind| bind.source.is_dir());
+        if let Some(tree) = daemon.tree() {
+            make_mount_points(&skeleton, &mount_points::missing(tree, &wanted)?)?;
+        }
+        daemon.mount_overlay(Some(&skeleton))?;
+        let accounts = Accounts {
+            passwd: read_in_root(rootfs, "etc/passwd")?,
+            group: read_in_root(rootfs, "etc/group")?,
+        };
+        let user = self.container.user.as_deref().unwrap_or_else(|| runtime::user(image));
+        let setup = Setup {
+            args: self.args,
+            env: self.container.env.clone(),
+            credentials: accounts.resolve(user)?,
+            binds: self.binds,
+            terminal: self.terminal,
+            hostname: HOSTNAME.to_owned(),
+        };
+        write(&rootfs.with_file_name("config.json"), &runtime::config_json(image, &setup)?)
+    }
+}
+
+/// Copies of this machine's `resolv.conf` and `hosts`: what a container writes there is its own.
+fn copies_of_ours(scratch: &Path) -> Result<Vec<Bind>> {
+    // A machine without these files gives empty ones.
+    let resolv_conf = std::fs::read(RESOLV_CONF).unwrap_or_default();
+    let mut hosts = std::fs::read(HOSTS).unwrap_or_default();
+    hosts.extend_from_slice(format!("\n127.0.1.1\t{HOSTNAME}\n").as_bytes());
+    let mut binds = Vec::new();
+    for (path, bytes) in [(RESOLV_CONF, resolv_conf), (HOSTS, hosts)] {
+        let source = scratch.join(path.trim_start_matches("/etc/"));
+        write(&source, &bytes)?;
+        binds.push(Bind { source, destination: path.to_owned(), read_only: false });
+    }
+    Ok(binds)
+}
+
+/// A file that everybody may read, whatever the umask.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let readable = std::fs::Permissions::from_mode(0o644);
+    std::fs::write(path, bytes)
+        .and_then(|()| std::fs::set_permissions(path, readable))
+        .map_err(|e| Error::local(format!("cannot write {}", path.display()), &e))
+}
+
+/// A file of the merged filesystem, its links followed inside `root` only; empty if there is none.
+fn read_in_root(root: &Path, path: &str) -> Result<Vec<u8>> {
+    let failed = |e: std::io::Error| Error::local(format!("cannot read the image's /{path}"), &e);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty());
+    let directory = directory.map_err(|e| failed(e.into()))?;
+    // What is no file (a FIFO, say) must not keep us waiting.
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = match rustix::fs::openat2(directory, path, flags, Mode::empty(), inside) {
+        Ok(file) => std::fs::File::from(file),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e.into())),
+    };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Ok(Vec::new());
+    }
+    let mut bytes = Vec::new();
+    file.take(ACCOUNTS_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > ACCOUNTS_BYTES_MAX {
+        let message = format!("the image's /{path} is larger than {ACCOUNTS_BYTES_MAX} bytes");
+        return Err(Error::new(ErrorKind::Invalid, message));
+    }
+    Ok(bytes)
+}
