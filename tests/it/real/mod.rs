@@ -5,6 +5,7 @@
 //! `target/fixtures`.
 
 mod commit;
+mod containers;
 mod debian;
 mod layout_view;
 mod paths;

@@ -9,7 +9,7 @@ use super::debian::{Debian, tool};
 use super::layout_view::podman;
 use crate::support::mount::{LIMIT, run};
 
-const GREETING: &str = "{\"hello\": \"layoutfs\"}\n";
+pub const GREETING: &str = "{\"hello\": \"layoutfs\"}\n";
 
 /// What a session does in its chroot: each kind of change once, a compiler, a package.
 const SESSION: &str = r#"
@@ -39,7 +39,7 @@ const CHANGED: &str = "opt opt/odd opt/odd/fresh opt/odd/fresh/file opt/odd/hard
     var/lib/dpkg/triggers var/lib/dpkg/triggers/Lock var/lib/dpkg/updates var/log \
     var/log/dpkg.log";
 
-fn paths_below(dir: &Path) -> BTreeSet<String> {
+pub fn paths_below(dir: &Path) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {

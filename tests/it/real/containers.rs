@@ -1,0 +1,178 @@
+//! Containers on the lazy root filesystem, by an OCI runtime that everybody has.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::debian::{Debian, TOOL_LIMIT};
+use super::programs::{GREETING, paths_below};
+use crate::support::mount::{LIMIT, Outcome, mountpoints, run};
+
+/// `layoutfs run` of the image `v1`, with a `TMPDIR` of its own.
+fn run_v1(debian: &Debian, args: &[&str]) -> Outcome {
+    let image = debian.sparse("v1");
+    let temporary = debian.new_dir("tmp");
+    let all = [&["run", image.to_str().unwrap()], args].concat();
+    let outcome = run(debian.room.command(&all).env("TMPDIR", &temporary), LIMIT);
+    assert_clean(&temporary);
+    outcome
+}
+
+/// Nothing is left in `directory`, nor mounted there.
+#[track_caller]
+fn assert_clean(directory: &Path) {
+    let mounted: Vec<_> =
+        mountpoints().into_iter().filter(|path| path.starts_with(directory)).collect();
+    assert_eq!(mounted, [""; 0].map(std::path::PathBuf::from), "nothing stays mounted");
+    assert_eq!(paths_below(directory), BTreeSet::new(), "no file stays");
+}
+
+#[test]
+fn run_runs_the_images_programs_and_gives_their_exit_code() {
+    let debian = Debian::shared();
+    let image = debian.sparse("v1");
+    let image = image.to_str().unwrap();
+    let printed = debian.room.layoutfs(&["run", image, "--", "python3", "main.py"]);
+    assert_eq!(printed, GREETING, "the working directory is the image's");
+    let script = "echo $FIXTURE; touch /usr/bin/written && exit 7";
+    let outcome = debian.room.run(&["run", image, "--", "sh", "-c", script]);
+    assert_eq!((outcome.code(), &*outcome.stdout), (Some(7), "debian\n"), "{outcome}");
+    assert!(!debian.rootfs("v1").path().join("usr/bin/written").exists());
+}
+
+#[test]
+fn run_without_a_command_runs_the_images_own() {
+    assert_eq!(run_v1(&Debian::shared(), &[]).success(), GREETING);
+}
+
+#[test]
+fn a_container_is_isolated_as_docker_does_it() {
+    let script = "hostname; echo $$; grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; \
+        stat -c '%a %U' / /dev/shm; touch /sys/kernel/x 2>/dev/null || echo sealed; \
+        ls /proc/acpi | wc -l; grep -c layoutfs /etc/hosts; touch /etc/hosts /etc/resolv.conf; \
+        mknod /tmp/disk b 259 0; head -c 1 /tmp/disk 2>&1 | grep -o 'Operation not permitted'";
+    let outcome = run_v1(&Debian::shared(), &["sh", "-c", script]);
+    let expected = "layoutfs\n1\nCapEff:\t00000000a80425fb\nNoNewPrivs:\t0\n755 root\n1777 root\n\
+        sealed\n0\n1\nOperation not permitted\n";
+    assert_eq!(outcome.stdout, expected, "{outcome}");
+}
+
+#[test]
+fn users_are_those_of_the_image() {
+    let debian = Debian::shared();
+    let who = "echo $(id -un):$(id -gn) $(id -u):$(id -g) $HOME; touch /usr/bin/x || echo refused";
+    let printed = |user: &str| {
+        let outcome = run_v1(&debian, &["--user", user, "sh", "-c", who]);
+        assert_eq!(outcome.code(), Some(0), "{outcome}");
+        outcome.stdout
+    };
+    assert_eq!(printed("games"), "games:games 5:60 /usr/games\nrefused\n");
+    assert_eq!(printed("5"), "games:games 5:60 /usr/games\nrefused\n");
+    assert_eq!(printed("games:tty"), "games:tty 5:5 /usr/games\nrefused\n");
+    assert_eq!(printed("0:0"), "root:root 0:0 /root\n");
+    let unknown = run_v1(&debian, &["--user", "nobody-here", "true"]);
+    assert_eq!(unknown.code(), Some(3), "{unknown}");
+    assert!(unknown.stderr.contains("no such user in the image's /etc/passwd"), "{unknown}");
+}
+
+#[test]
+fn the_environment_and_binds_are_as_asked() {
+    let debian = Debian::shared();
+    let shared = debian.new_dir("shared");
+    std::fs::write(shared.join("file"), "ours\n").unwrap();
+    let ro = format!("{}:/srv/fixed:ro", shared.display());
+    let rw = format!("{}:/not/there/yet", shared.display());
+    let script = "cat /srv/fixed/file; echo x >/srv/fixed/file || echo fixed; \
+        echo more >>/not/there/yet/file; echo $FIXTURE $OTHER";
+    let options = ["--bind", &ro, "--bind", &rw, "--env", "FIXTURE=mine", "--env", "OTHER=a=b"];
+    let outcome = run_v1(&debian, &[&options[..], &["sh", "-c", script]].concat());
+    assert_eq!(outcome.stdout, "ours\nfixed\nmine a=b\n", "{outcome}");
+    assert_eq!(std::fs::read_to_string(shared.join("file")).unwrap(), "ours\nmore\n");
+    let absent = run_v1(&debian, &["--bind", "/not/here:/x", "true"]);
+    assert_eq!(absent.code(), Some(2), "{absent}");
+}
+
+#[test]
+fn a_kept_upper_directory_holds_the_change_and_no_mount_point() {
+    let debian = Debian::shared();
+    let upper = debian.new_dir("kept").join("upper");
+    let shared = debian.new_dir("shared");
+    let bind = format!("{}:/cnb/deep/place", shared.display());
+    let options = ["--upper", upper.to_str().unwrap(), "--bind", &bind];
+    let script = "rm /etc/issue; echo x >/srv/new; touch /cnb/deep/place/shared; chmod 1777 /tmp";
+    let outcome = run_v1(&debian, &[&options[..], &["--", "sh", "-c", script]].concat());
+    assert_eq!(outcome.code(), Some(0), "{outcome}");
+    let changed = ["etc", "etc/issue", "srv", "srv/new", "tmp"];
+    assert_eq!(paths_below(&upper), changed.map(str::to_owned).into());
+    assert!(shared.join("shared").exists());
+    let beside = paths_below(upper.parent().unwrap());
+    assert!(beside.iter().all(|path| path.starts_with("upper")), "{beside:?}");
+    assert!(!beside.iter().any(|path| path.contains("layoutfs-work")), "{beside:?}");
+    let again = run_v1(&debian, &[&options[..2], &["cat", "/srv/new"]].concat());
+    assert_eq!(again.success(), "x\n", "the next container goes on where this one ended");
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_told_as_shells_do() {
+    let debian = Debian::shared();
+    for (command, code) in [("not-there", 127), ("/not/there", 127), ("/etc/passwd", 126)] {
+        let outcome = run_v1(&debian, &[command]);
+        assert_eq!(outcome.code(), Some(code), "{outcome}");
+        assert!(outcome.stderr.contains(command), "the runtime says what: {outcome}");
+    }
+    let failed = run_v1(&debian, &["sh", "-c", "exit 1"]);
+    assert_eq!((failed.code(), &*failed.stderr), (Some(1), ""), "{failed}");
+    let no_runtime = run_v1(&debian, &["--runtime", "/not/a/runtime", "true"]);
+    assert_eq!(no_runtime.code(), Some(8), "{no_runtime}");
+}
+
+#[test]
+fn signals_reach_the_command_and_everything_is_taken_down() {
+    let debian = Debian::shared();
+    let image = debian.sparse("v1");
+    let temporary = debian.new_dir("tmp");
+    let (out, err) = (debian.new_dir("out").join("stdout"), debian.new_dir("out").join("stderr"));
+    let script = "trap 'echo ended; exit 5' TERM; echo started; while :; do sleep 0.05; done";
+    let mut command =
+        debian.room.command(&["run", image.to_str().unwrap(), "--", "sh", "-c", script]);
+    command.env("TMPDIR", &temporary).process_group(0).stdin(Stdio::null());
+    command.stdout(std::fs::File::create(&out).unwrap());
+    command.stderr(std::fs::File::create(&err).unwrap());
+    let mut child = command.spawn().unwrap();
+    let started = Instant::now();
+    while std::fs::read_to_string(&out).unwrap() != "started\n" {
+        let said = std::fs::read_to_string(&err).unwrap();
+        assert!(started.elapsed() < LIMIT && child.try_wait().unwrap().is_none(), "{said}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "started\nended\n");
+    assert_clean(&temporary);
+}
+
+#[test]
+fn a_bundle_is_for_any_runtime_and_is_taken_down_whole() {
+    let debian = Debian::shared();
+    let (image, bundle) = (debian.sparse("v1"), debian.new_dir("bundle"));
+    let (temporary, bundle_text) = (debian.new_dir("tmp"), bundle.to_str().unwrap());
+    let script = "echo in a bundle; cat main.py | wc -l >/srv/lines; exit 3";
+    let args = ["bundle", image.to_str().unwrap(), bundle_text, "--", "sh", "-c", script];
+    run(debian.room.command(&args).env("TMPDIR", &temporary), LIMIT).success();
+    let mut runc = Command::new("runc");
+    runc.arg("--root").arg(debian.new_dir("state")).args(["run", "--bundle", bundle_text]);
+    let id = format!("layoutfs-test-{}", std::process::id());
+    let outcome = run(runc.arg(id), TOOL_LIMIT);
+    assert_eq!((outcome.code(), &*outcome.stdout), (Some(3), "in a bundle\n"), "{outcome}");
+    assert!(bundle.join("rootfs/srv/lines").exists());
+    let taken = debian.room.run(&args);
+    assert_eq!(taken.code(), Some(9), "{taken}");
+    debian.room.layoutfs(&["unmount", bundle_text]);
+    assert_clean(&temporary);
+    assert_clean(&bundle.join("rootfs"));
+    debian.room.layoutfs(&["unmount", bundle_text]);
+}
