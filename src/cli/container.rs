@@ -9,7 +9,6 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::args;
 use super::context::{Context, absolute};
 use super::serve::{Daemon, Plan};
-use super::unmount;
 use crate::fetch::how::How;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::ViewKind;
@@ -59,26 +58,6 @@ pub fn need_root(command: &str) -> Result<()> {
 pub fn scratch(context: &Context) -> Result<Scratch> {
     let cache = context.cache()?.layouts().to_owned();
     Scratch::new(&[std::env::temp_dir(), PathBuf::from("/var/tmp"), cache])
-}
-
-/// Clears what a `run` left whose process was killed.
-///
-/// # Errors
-/// The run directory cannot be had.
-pub fn clear_dead(context: &Context) -> Result<()> {
-    let run = context.run_directory()?;
-    for record in run.all() {
-        let scratch = record.scratch.as_ref();
-        let of_run = scratch.is_some_and(|scratch| record.mountpoint.starts_with(scratch));
-        if of_run && !record.is_alive() {
-            tracing::info!(at = %record.mountpoint.display(), "clearing what a killed run left");
-            let cleared = unmount::clear(&run, &record.mountpoint, Some(&record), true);
-            if let Err(error) = cleared {
-                tracing::warn!(%error, "cannot clear it");
-            }
-        }
-    }
-    Ok(())
 }
 
 impl<'a> Wanted<'a> {

@@ -16,6 +16,7 @@ use super::container::{self, Wanted};
 use super::context::Context;
 use super::mount::{Told, announce};
 use super::serve::Daemon;
+use super::unmount;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::ViewKind;
 use crate::layout::runtime::ROOTFS;
@@ -23,6 +24,9 @@ use crate::layout::runtime::ROOTFS;
 /// The runtimes that we look for, and where they are even when PATH does not say so.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
 const SYSTEM_PATHS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Leads from a bundle to the runtime that runs it, for who has to clean up after us.
+const RUNTIME_LINK: &str = "runtime";
 
 /// What the container's first process is sent when we are.
 const FORWARDED: [Signal; 6] =
@@ -39,7 +43,7 @@ const NOT_EXECUTABLE: i32 = 126;
 pub fn run(context: &Context, args: &args::Run) -> Result<i32> {
     container::need_root("run")?;
     let runtime = find_runtime(args.runtime.as_deref(), std::env::var_os("PATH").as_deref())?;
-    container::clear_dead(context)?;
+    clear_dead(context)?;
     let open = context.open(&args.image)?;
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let image = &open.image.config.configuration;
@@ -55,16 +59,39 @@ pub fn run(context: &Context, args: &args::Run) -> Result<i32> {
     // Nobody else knows the mount point: there is no need to claim it.
     daemon.serve(None, |mounted| {
         wanted.prepare(&daemon, mounted, &scratch, &rootfs)?;
+        std::os::unix::fs::symlink(&runtime, scratch.path().join(RUNTIME_LINK))
+            .map_err(|e| Error::local("cannot note the runtime", &e))?;
         let container = Container::new(&runtime, scratch.path(), terminal);
         context.runtime.block_on(container.run(signals))
     })
+}
+
+/// Clears what a `run` left whose process was killed: its container, its mounts, its files.
+fn clear_dead(context: &Context) -> Result<()> {
+    let run = context.run_directory()?;
+    for record in run.all() {
+        let Some(scratch) = &record.scratch else { continue };
+        if record.is_alive() || !record.mountpoint.starts_with(scratch) {
+            continue;
+        }
+        tracing::info!(at = %scratch.display(), "clearing what a killed run left");
+        let runtime = scratch.join(RUNTIME_LINK);
+        if runtime.exists() {
+            let container = Container::new(&runtime, scratch, false);
+            context.runtime.block_on(container.forget());
+        }
+        if let Err(error) = unmount::clear(&run, &record.mountpoint, Some(&record), true) {
+            tracing::warn!(%error, "cannot clear it");
+        }
+    }
+    Ok(())
 }
 
 /// `--runtime`, else the first of ours that is installed.
 fn find_runtime(wanted: Option<&Path>, path: Option<&OsStr>) -> Result<PathBuf> {
     let find = |name: &Path| {
         if name.components().count() > 1 {
-            return Some(name.to_owned()).filter(|name| name.is_file());
+            return std::path::absolute(name).ok().filter(|name| name.is_file());
         }
         let system = SYSTEM_PATHS.into_iter().map(PathBuf::from);
         let mut folders = std::env::split_paths(path.unwrap_or_default()).chain(system);

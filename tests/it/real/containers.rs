@@ -1,14 +1,14 @@
 //! Containers on the lazy root filesystem, by an OCI runtime that everybody has.
 
 use std::collections::BTreeSet;
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::debian::{Debian, TOOL_LIMIT};
+use super::debian::{Debian, TOOL_LIMIT, tool};
 use super::programs::{GREETING, paths_below};
 use crate::support::mount::{LIMIT, Outcome, mountpoints, run};
 
@@ -27,7 +27,7 @@ fn run_v1(debian: &Debian, args: &[&str]) -> Outcome {
 fn assert_clean(directory: &Path) {
     let mounted: Vec<_> =
         mountpoints().into_iter().filter(|path| path.starts_with(directory)).collect();
-    assert_eq!(mounted, [""; 0].map(std::path::PathBuf::from), "nothing stays mounted");
+    assert_eq!(mounted, [""; 0].map(PathBuf::from), "nothing stays mounted");
     assert_eq!(paths_below(directory), BTreeSet::new(), "no file stays");
 }
 
@@ -130,29 +130,71 @@ fn a_command_that_cannot_be_started_is_told_as_shells_do() {
     assert_eq!(no_runtime.code(), Some(8), "{no_runtime}");
 }
 
+/// A `layoutfs run` of a script that has printed "started".
+struct Running {
+    child: Child,
+    out: PathBuf,
+    temporary: PathBuf,
+}
+
+impl Running {
+    fn start(debian: &Debian, script: &str) -> Self {
+        let image = debian.sparse("v1");
+        let temporary = debian.new_dir("tmp");
+        let [out, err] = ["stdout", "stderr"].map(|name| debian.new_dir("out").join(name));
+        let mut command =
+            debian.room.command(&["run", image.to_str().unwrap(), "--", "sh", "-c", script]);
+        command.env("TMPDIR", &temporary).stdin(Stdio::null());
+        command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+        let mut child = command.spawn().unwrap();
+        let started = Instant::now();
+        while std::fs::read_to_string(&out).unwrap() != "started\n" {
+            let said = std::fs::read_to_string(&err).unwrap();
+            assert!(started.elapsed() < LIMIT && child.try_wait().unwrap().is_none(), "{said}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Running { child, out, temporary }
+    }
+
+    fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+}
+
 #[test]
 fn signals_reach_the_command_and_everything_is_taken_down() {
-    let debian = Debian::shared();
-    let image = debian.sparse("v1");
-    let temporary = debian.new_dir("tmp");
-    let (out, err) = (debian.new_dir("out").join("stdout"), debian.new_dir("out").join("stderr"));
     let script = "trap 'echo ended; exit 5' TERM; echo started; while :; do sleep 0.05; done";
-    let mut command =
-        debian.room.command(&["run", image.to_str().unwrap(), "--", "sh", "-c", script]);
-    command.env("TMPDIR", &temporary).process_group(0).stdin(Stdio::null());
-    command.stdout(std::fs::File::create(&out).unwrap());
-    command.stderr(std::fs::File::create(&err).unwrap());
-    let mut child = command.spawn().unwrap();
+    let mut running = Running::start(&Debian::shared(), script);
+    running.send(Signal::TERM);
+    assert_eq!(running.child.wait().unwrap().code(), Some(5));
+    assert_eq!(std::fs::read_to_string(&running.out).unwrap(), "started\nended\n");
+    assert_clean(&running.temporary);
+}
+
+#[test]
+fn the_third_signal_ends_a_command_that_does_not_listen() {
+    let mut running = Running::start(&Debian::shared(), "echo started; exec sleep 600");
     let started = Instant::now();
-    while std::fs::read_to_string(&out).unwrap() != "started\n" {
-        let said = std::fs::read_to_string(&err).unwrap();
-        assert!(started.elapsed() < LIMIT && child.try_wait().unwrap().is_none(), "{said}");
-        std::thread::sleep(Duration::from_millis(5));
+    while running.child.try_wait().unwrap().is_none() {
+        // Signals that come at once are one.
+        running.send(Signal::TERM);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(started.elapsed() < LIMIT, "it does not end");
     }
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(5));
-    assert_eq!(std::fs::read_to_string(&out).unwrap(), "started\nended\n");
-    assert_clean(&temporary);
+    assert_eq!(running.child.wait().unwrap().code(), Some(137));
+    assert_clean(&running.temporary);
+}
+
+#[test]
+fn what_a_killed_run_left_is_cleared_by_the_next() {
+    let debian = Debian::shared();
+    let mut running = Running::start(&debian, "echo started; exec sleep 598.7");
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+    run_v1(&debian, &["true"]).success();
+    assert_clean(&running.temporary);
+    let left = tool("pgrep", &["-fx", "sleep 598.7"]);
+    assert_eq!((left.code(), &*left.stdout), (Some(1), ""), "no process is left");
 }
 
 #[test]
