@@ -66,16 +66,12 @@ impl Context {
     }
 
     /// The cache: `--cache-dir`, else below `$XDG_CACHE_HOME` or `~/.cache`, for root in
-    /// `/var/cache`. A given `--cache-limit` is enforced now.
+    /// `/var/cache`.
     ///
     /// # Errors
     /// Local trouble.
     pub fn cache(&self) -> Result<Cache> {
-        let cache = Cache::open(&self.cache_directory()?)?;
-        if let Some(limit) = self.options.cache_limit {
-            cache.prune(limit, false)?;
-        }
-        Ok(cache)
+        Cache::open(&self.cache_directory()?)
     }
 
     fn cache_directory(&self) -> Result<PathBuf> {
@@ -196,7 +192,8 @@ impl Context {
         Registries::new(&keychain, self.options.insecure)
     }
 
-    /// A store over the sources of a layout: the first that has a blob gives it.
+    /// A store over the sources of a layout: the first that has a blob gives it. A given
+    /// `--cache-limit` is enforced now.
     fn store(&self, selected: &Selected, asked: &Arc<Counters>) -> Result<Arc<Store>> {
         let (references, no_source) = self.references(selected)?;
         let registries = self.registries()?;
@@ -210,8 +207,12 @@ impl Context {
             true => None,
             false => Some(Arc::new(Failover::new(sources))),
         };
+        let cache = self.cache()?;
+        if let Some(limit) = self.options.cache_limit {
+            cache.prune(limit, false)?;
+        }
         Ok(Arc::new(Store::new(store::Config {
-            cache: self.cache()?,
+            cache,
             layout_dir: Some(selected.directory.clone()),
             source,
             no_source,

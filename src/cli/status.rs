@@ -7,7 +7,7 @@ use super::args;
 use super::context::{Context, print_json};
 use super::units::size;
 use crate::fetch::{Error, ErrorKind, Result};
-use crate::fs::mounts::canonical_mountpoint;
+use crate::fs::mounts::{Record, canonical_mountpoint};
 use crate::fs::status::{Status, query};
 
 /// How often `--watch` shows it again.
@@ -52,9 +52,17 @@ fn show(context: &Context, args: &args::Status) -> Result<()> {
         print(&status);
         return Ok(());
     }
-    let alive = run.all().into_iter().filter(|record| record.is_alive());
-    let statuses: Vec<Status> =
-        alive.filter_map(|record| query(&run.socket(&record.mountpoint)).ok()).collect();
+    let (alive, dead): (Vec<_>, Vec<_>) = run.all().into_iter().partition(Record::is_alive);
+    for record in dead {
+        let (mountpoint, pid) = (record.mountpoint.display(), record.pid);
+        context.say(format_args!(
+            "{mountpoint}: its daemon (process {pid}) is gone; `layoutfs unmount {mountpoint}` clears it"
+        ));
+    }
+    let statuses: Vec<Status> = alive
+        .into_iter()
+        .filter_map(|record| query(&run.socket(&record.mountpoint)).ok())
+        .collect();
     if context.options.json {
         return print_json(&statuses);
     }

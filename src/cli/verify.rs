@@ -136,9 +136,8 @@ fn report(context: &Context, findings: &[Finding], damaged: usize) -> Result<()>
     }
     let first = findings.iter().find(|f| f.result.starts_with("damaged"));
     let which = first.map(|f| format!("{}: {}", f.digest, f.result)).unwrap_or_default();
-    let message = format!(
-        "{damaged} damaged, first {which}; remove the file and run `layoutfs hydrate` to get it again"
-    );
+    let message =
+        format!("{damaged} damaged, first {which}; `layoutfs hydrate` replaces what is damaged");
     Err(Error::new(ErrorKind::DigestMismatch, message))
 }
 

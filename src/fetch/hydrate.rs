@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use super::arrival::Origin;
 use super::cache::read_exact_at;
 use super::error::{Error, Result};
 use super::image::Image;
-use super::layout_dir::{blob_path, is_present};
+use super::layout_dir::blob_path;
 use super::store::Store;
 use crate::layout::Blob;
 use crate::layout::range::ByteRange;
@@ -13,28 +14,30 @@ use crate::layout::range::ByteRange;
 /// One copy step; large enough that the calls do not count.
 const COPY_BYTES: u64 = 4 << 20;
 
-/// The blobs of the image that its layout directory lacks, each once: layers, and a manifest or
-/// configuration that came from elsewhere.
-pub fn missing(image: &Image) -> Vec<Blob> {
+/// The blobs of the image, each once: layers, manifest and configuration.
+pub fn blobs(image: &Image) -> Vec<Blob> {
     let documents = [image.descriptor.blob, image.manifest.config.blob];
     let mut blobs: Vec<Blob> = Vec::new();
     for blob in documents.into_iter().chain(image.manifest.layers.iter().map(|l| l.blob)) {
-        if !is_present(&image.selected.directory, &blob) && !blobs.contains(&blob) {
+        if !blobs.contains(&blob) {
             blobs.push(blob);
         }
     }
     blobs
 }
 
-/// Brings `blob` into the layout directory. What was fetched before (by a mount, or by a run that
-/// was interrupted) is not fetched again.
+/// Brings `blob` into the layout directory, unless it is there and right. What was fetched before (by
+/// a mount, or by a run that was interrupted) is not fetched again. `true`: it was brought.
 ///
 /// # Errors
 /// The blob cannot be had, is not what its digest says, or cannot be written.
-pub async fn bring(store: &Store, directory: &Path, blob: &Blob) -> Result<()> {
+pub async fn bring(store: &Store, directory: &Path, blob: &Blob) -> Result<bool> {
     let arrival = store.proved(blob, store.deadline()).await?;
+    if matches!(arrival.origin(), Origin::Layout(_)) {
+        return Ok(false);
+    }
     let (directory, blob) = (directory.to_owned(), *blob);
-    let copy = move || copy(&arrival.file, &directory, &blob);
+    let copy = move || copy(&arrival.file, &directory, &blob).map(|()| true);
     tokio::task::spawn_blocking(copy)
         .await
         .map_err(|e| Error::new(super::ErrorKind::Local, format!("a copy ended early: {e}")))?

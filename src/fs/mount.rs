@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, InitFlags, KernelConfig, MountOption, Notifier, Session, SessionACL};
 use rustix::mount::UnmountFlags;
@@ -26,6 +26,13 @@ const BACKGROUND_MAX: u16 = 64;
 
 /// More event threads than this only contend for the queue.
 const EVENT_THREADS_MAX: usize = 4;
+
+/// A program that has just ended, or is just being started by a process that reads here, holds files
+/// for moments after everybody thinks that it is over.
+const BUSY_ENDS_WITHIN: Duration = Duration::from_millis(500);
+
+/// How often to try again meanwhile.
+const BUSY_POLL: Duration = Duration::from_millis(20);
 
 /// Read-ahead of a mount. The kernel offers FUSE 128 KiB; 1 MiB reads cost a third less a byte.
 const READ_AHEAD_KIB: &str = "1024";
@@ -137,7 +144,9 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
         }
         _ => "see dmesg for what the kernel says",
     };
-    let message = format!("cannot mount on {}: {error}; {hint}", mountpoint.display());
+    // fusermount3's own words end in a line break.
+    let error = error.to_string();
+    let message = format!("cannot mount on {}: {}; {hint}", mountpoint.display(), error.trim());
     Error::new(ErrorKind::CannotMount, message)
 }
 
@@ -159,9 +168,15 @@ pub fn unmount_path(path: &Path, lazy: bool) -> Result<()> {
     if lazy {
         flags |= UnmountFlags::DETACH;
     }
-    let result = match rustix::mount::unmount(path, flags) {
-        Err(rustix::io::Errno::PERM) => return fusermount(path, lazy),
-        other => other,
+    let until = Instant::now() + BUSY_ENDS_WITHIN;
+    let result = loop {
+        match rustix::mount::unmount(path, flags) {
+            Err(rustix::io::Errno::PERM) => return fusermount(path, lazy),
+            Err(rustix::io::Errno::BUSY) if Instant::now() < until => {
+                std::thread::sleep(BUSY_POLL);
+            }
+            other => break other,
+        }
     };
     match result {
         // Not a mount point: what we want is already so.

@@ -261,3 +261,21 @@ fn a_descriptor_that_lies_about_a_size_harms_no_other_image() {
     room.mount(&layout, &[]).unmount();
     assert_eq!(registry.requests().len(), 0);
 }
+
+#[test]
+fn hydrate_replaces_a_damaged_blob_and_fetches_no_other() {
+    let (registry, image, room, layout) = setting();
+    room.layoutfs(&["hydrate", &layout]);
+    let digest = image.layers[0].digest;
+    let blob = std::path::Path::new(&layout).join("blobs/sha256").join(digest.hex());
+    let mut bytes = fs::read(&blob).expect("hydrated");
+    bytes[1 << 20] ^= 1;
+    fs::write(&blob, &bytes).expect("damaged");
+    room.layoutfs(&["cache", "prune"]);
+    registry.clear();
+    room.layoutfs(&["hydrate", &layout]);
+    assert_eq!(fs::read(&blob).expect("right again"), image.layers[0].blob);
+    registry.clear();
+    room.layoutfs(&["hydrate", &layout]);
+    assert_eq!(registry.requests().len(), 0);
+}
