@@ -7,11 +7,15 @@
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::fetch::{Error, Result};
 use crate::layout::Digest;
+
+/// Long enough to look into what happened over a weekend.
+const LOGS_KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Where records are kept.
 #[derive(Debug, Clone)]
@@ -146,6 +150,20 @@ impl RunDirectory {
     /// The record of a mount point, if there is one.
     pub fn read(&self, mountpoint: &Path) -> Option<Record> {
         read_record(&self.file(mountpoint, "json"))
+    }
+
+    /// Removes logs that nobody has asked about for long: each mount point leaves one.
+    pub fn remove_old_logs(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+        let paths = entries.filter_map(|e| Some(e.ok()?.path()));
+        // By name first: the other things here may be mounts, whose daemons would have to answer.
+        for path in paths.filter(|p| p.extension().is_some_and(|e| e == "log")) {
+            let age = path.metadata().and_then(|m| m.modified()).map(|m| m.elapsed());
+            let is_old = matches!(age, Ok(Ok(age)) if age > LOGS_KEPT_FOR);
+            if is_old && !path.with_extension("json").exists() {
+                let _ = std::fs::remove_file(path);
+            }
+        }
     }
 
     /// All records, sorted by mount point.
@@ -341,6 +359,23 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&path, &link).expect("linked");
         assert!(RunDirectory::open(link).is_err());
+    }
+
+    #[test]
+    fn old_logs_of_mounts_that_are_gone_are_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let run = RunDirectory::open(directory.path().join("run")).expect("run directory");
+        let old = std::time::SystemTime::now() - LOGS_KEPT_FOR - Duration::from_secs(1);
+        for (name, time) in
+            [("a.log", old), ("b.log", std::time::SystemTime::now()), ("c.log", old)]
+        {
+            let file = std::fs::File::create(run.path.join(name)).expect("created");
+            file.set_modified(time).expect("dated");
+        }
+        std::fs::write(run.path.join("c.json"), "{}").expect("written");
+        run.remove_old_logs();
+        let there = |name: &str| run.path.join(name).exists();
+        assert_eq!([there("a.log"), there("b.log"), there("c.log")], [false, true, true]);
     }
 
     #[test]
