@@ -160,7 +160,10 @@ pub fn references(bytes: &[u8]) {
     assert_eq!(reference.to_string().parse(), Ok(reference.clone()));
     let path = reference.layout_path();
     assert!(!path.split('/').any(|part| matches!(part, "" | "." | "..")), "{path}");
-    if reference.checked_layout_path().is_ok() {
+    // A repository of this name with a digest for its tag has the path of another image's digest.
+    let last = reference.repository().rsplit('/').next();
+    let is_ambiguous = matches!(last, Some("sha256" | "sha512"));
+    if reference.checked_layout_path().is_ok() && !is_ambiguous {
         let back = Reference::from_layout_path(&path).expect("a path that we made");
         assert_eq!(back.repository(), reference.repository());
     }
