@@ -3,10 +3,12 @@
 
 use std::path::Path;
 
+use super::announce::{Told, announce};
 use super::args;
+use super::background::serve_in_background;
 use super::container::{self, Wanted};
 use super::context::{Context, absolute};
-use super::mount::{Told, announce, free_mountpoint, serve_in_background};
+use super::mount::free_mountpoint;
 use super::serve::Daemon;
 use crate::fetch::{Error, Result};
 use crate::fs::images::ViewKind;

@@ -8,7 +8,9 @@ macro_rules! out {
     };
 }
 
+mod announce;
 pub mod args;
+mod background;
 mod bundle;
 mod cache;
 mod commit;

@@ -11,10 +11,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::announce::{Told, announce};
 use super::args;
 use super::container::{self, Wanted};
 use super::context::Context;
-use super::mount::{Told, announce};
 use super::serve::Daemon;
 use super::unmount;
 use crate::fetch::{Error, ErrorKind, Result};

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::announce::{Told, announce};
 use super::args;
+use super::background::detach;
 use super::context::{Context, OpenImage, absolute};
-use super::mount::{self, Told};
 use super::progress;
 use crate::fetch::arrival::Progress;
 use crate::fetch::how::How;
@@ -74,7 +75,7 @@ pub fn run(
 ) -> Result<i32> {
     let open = context.open(&args.image)?;
     let (image, view) = (args.image.as_str(), args.view);
-    let hows = mount::announce(context, &open, view, Told::Everything)?;
+    let hows = announce(context, &open, view, Told::Everything)?;
     let upper = args.upper.as_ref().map(absolute).transpose()?;
     let plan = Plan { image, view, hows, mountpoint, upper, scratch: None };
     let daemon = Daemon::new(context, open, plan)?;
@@ -191,7 +192,7 @@ impl<'a> Daemon<'a> {
             tracing::debug!(%error, "no service manager to tell");
         }
         if in_background {
-            mount::detach(&self.run.log(&self.record.mountpoint))?;
+            detach(&self.run.log(&self.record.mountpoint))?;
         }
         self.context.runtime.block_on(self.wait_for_end(mounted));
         Ok(0)

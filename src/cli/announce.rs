@@ -1,0 +1,53 @@
+//! Says how an image will be read before it is, so that nobody is lazily surprised.
+
+use super::context::{Context, OpenImage};
+use super::units::size;
+use crate::fetch::how::How;
+use crate::fetch::{Error, ErrorKind, Result};
+use crate::fs::images::ViewKind;
+
+/// What [`announce`] tells people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// How each layer will be read.
+    Everything,
+    /// Only what will take time.
+    Waiting,
+}
+
+/// Says per layer how it will be read, before it is; with `--require-lazy` refuses what is not.
+///
+/// # Errors
+/// The layers are not to be had, or not lazily when that is required.
+pub fn announce(
+    context: &Context,
+    open: &OpenImage,
+    kind: ViewKind,
+    told: Told,
+) -> Result<Vec<How>> {
+    if !kind.reads_layers() {
+        context.say(format_args!("each blob is fetched whole when it is read"));
+        return Ok(Vec::new());
+    }
+    let layers = open.image.layers()?;
+    let mut hows = Vec::with_capacity(layers.len());
+    for (number, layer) in layers.iter().enumerate() {
+        let how = How::of(&open.store, layer)?;
+        hows.push(how);
+        let digest = layer.blob.digest.short();
+        let described = how.describe(&size(layer.blob.size));
+        if told == Told::Everything || !how.is_lazy() {
+            context.say(format_args!("layer {number:>2}  {digest}  {described}"));
+        }
+    }
+    let eager = hows.iter().filter(|how| !how.is_lazy()).count();
+    if context.options.require_lazy && eager > 0 {
+        let message = format!(
+            "{eager} of {} layers cannot be read lazily yet, and --require-lazy is set: mount once \
+             without it, which indexes them",
+            layers.len()
+        );
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
+    Ok(hows)
+}

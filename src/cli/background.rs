@@ -1,0 +1,83 @@
+//! A serving process in the background: both ends of the pipe on which it says that it is ready.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::fetch::{Error, Result};
+
+/// What the serving process writes to standard output when the tree answers.
+const READY: &[u8] = b"ready\n";
+
+/// The option that tells a process that it is the serving one. It comes first: what stands last may
+/// belong to the command of a container.
+const CHILD_OPTION: &str = "--background-child";
+
+/// Starts this program again to serve, passes its errors and its exit code on, and returns when
+/// the tree answers.
+///
+/// # Errors
+/// It cannot be started.
+pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
+    let failed = |e: &std::io::Error| Error::local("cannot start the serving process", e);
+    keep_descriptors_here(ready_fd).map_err(|e| failed(&e))?;
+    // The program that runs now, even if its file was replaced meanwhile.
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("layoutfs")
+        .arg(CHILD_OPTION)
+        .args(std::env::args_os().skip(1))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed(&e))?;
+    let mut said = Vec::new();
+    if let Some(mut output) = child.stdout.take() {
+        output.read_to_end(&mut said).map_err(|e| failed(&e))?;
+    }
+    if said == READY {
+        return Ok(0);
+    }
+    // It has printed why.
+    let status = child.wait().map_err(|e| failed(&e))?;
+    Ok(status.code().filter(|code| *code != 0).unwrap_or(1))
+}
+
+/// Descriptors that this process was given do not go on to the serving one, which would keep locks
+/// held and pipes open for as long as the mount lives. Only `wanted` does.
+fn keep_descriptors_here(wanted: Option<u32>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(number) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        if number <= 2 || Some(number) == wanted {
+            continue;
+        }
+        let Ok(raw) = i32::try_from(number) else { continue };
+        // SAFETY: it was open a moment ago. If another thread has closed it since, the call fails
+        // or marks a descriptor of ours, and ours are all marked already.
+        #[expect(unsafe_code, reason = "there is no owner: the number is inherited")]
+        let inherited = unsafe { std::os::fd::BorrowedFd::borrow_raw(raw) };
+        let _ = rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::CLOEXEC);
+    }
+    Ok(())
+}
+
+/// Leaves the terminal: a session of our own, log lines to `log`, and the word to whoever waits.
+///
+/// # Errors
+/// The log cannot be made.
+pub fn detach(log: &Path) -> Result<()> {
+    let failed = |e: &std::io::Error| Error::local(format!("cannot log to {}", log.display()), e);
+    let log_file = File::create(log).map_err(|e| failed(&e))?;
+    let null = File::options().read(true).write(true).open("/dev/null").map_err(|e| failed(&e))?;
+    // Fails only for a process that leads a group, which has left the terminal already.
+    let _ = rustix::process::setsid();
+    let mut out = std::io::stdout();
+    out.write_all(READY).and_then(|()| out.flush()).map_err(|e| failed(&e))?;
+    rustix::stdio::dup2_stdout(&null).map_err(|e| failed(&e.into()))?;
+    rustix::stdio::dup2_stderr(&log_file).map_err(|e| failed(&e.into()))?;
+    // The mount must not keep the directory busy that the user called from.
+    std::env::set_current_dir("/").map_err(|e| failed(&e))?;
+    Ok(())
+}
