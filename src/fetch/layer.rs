@@ -72,8 +72,14 @@ impl LayerReader {
     }
 
     /// Reads `tar` into `out` (of the same length) if that needs neither the network nor decoding.
-    /// `None`: it does; use [`LayerReader::read`].
+    /// `None`: it does; use [`LayerReader::read`]. A range beyond the layer is refused.
     pub fn read_now(&self, tar: ByteRange, out: &mut [u8]) -> Option<Result<()>> {
+        if tar.end > self.index.tar_size {
+            // No span would be found for what lies beyond, and zeros would pass for content.
+            let message =
+                format!("range {tar} is outside of a layer of {} bytes", self.index.tar_size);
+            return Some(Err(Error::new(ErrorKind::Invalid, message)));
+        }
         if let Some(decoded) = self.decoded() {
             return match decoded.read(tar, out) {
                 Err(error) if error.kind == ErrorKind::DigestMismatch => {
@@ -95,11 +101,6 @@ impl LayerReader {
     /// # Errors
     /// The bytes cannot be had, or are not what their digest says.
     pub async fn read(self: &Arc<Self>, tar: ByteRange, deadline: Deadline) -> Result<Bytes> {
-        if tar.end > self.index.tar_size {
-            let message =
-                format!("range {tar} is outside of a layer of {} bytes", self.index.tar_size);
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
         let mut out = BytesMut::zeroed(tar.len() as usize);
         if let Some(read) = self.read_now(tar, &mut out) {
             return read.map(|()| out.freeze());
@@ -108,7 +109,7 @@ impl LayerReader {
             let decoded = self.decode_whole().await?;
             return blocking(move || decoded.read(tar, &mut out).map(|()| out.freeze())).await;
         }
-        let wanted: Vec<usize> = self.index.spans_for(tar).collect();
+        let wanted = plan::plan_spans(&self.index, &[tar]);
         for (i, decoded) in self.decode_spans(&wanted, deadline).await? {
             copy_overlap(&self.index.spans[i], &decoded, tar, &mut out);
         }
