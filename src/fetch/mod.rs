@@ -25,6 +25,7 @@ pub mod registry;
 pub mod resolve;
 pub mod resume;
 pub mod retry;
+pub mod run_image;
 pub mod spans;
 pub mod sparse;
 pub mod store;

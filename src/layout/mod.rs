@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
 pub mod accounts;
+pub mod buildpacks;
 pub mod changeset;
 pub mod codec;
 pub mod digest;
