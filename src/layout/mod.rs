@@ -25,6 +25,7 @@ pub mod provenance;
 pub mod range;
 pub mod reference;
 pub mod runtime;
+pub mod shadow;
 pub mod sparse;
 pub mod tar;
 pub mod tar_write;
