@@ -2,6 +2,7 @@
 //! caller's.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::announce::{Told, announce};
 use super::args;
@@ -24,7 +25,7 @@ pub fn run(context: &Context, args: &args::Bundle, is_child: bool) -> Result<i32
         drop(claim);
         return serve_in_background(None);
     }
-    let open = context.open(&args.image)?;
+    let open = Arc::new(context.open(&args.image)?);
     let image = &open.image.config.configuration;
     // Whoever starts it decides about a terminal.
     let wanted = Wanted::new(image, &args.container, &args.command, false)?;

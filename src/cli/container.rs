@@ -1,14 +1,19 @@
-//! What `run` and `bundle` have in common: a container's root filesystem and its `config.json`.
+//! What `run`, `bundle` and `extend` have in common: a container's root filesystem, its
+//! `config.json`, and its life.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::args;
-use super::context::{Context, absolute};
+use super::context::{Context, OpenImage, absolute};
+use super::oci_runtime::{Container, Forwarding};
 use super::serve::{Daemon, Plan};
+use super::unmount;
 use crate::fetch::how::How;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::ViewKind;
@@ -17,6 +22,7 @@ use crate::fs::scratch::{Scratch, make_mount_points};
 use crate::layout::accounts::Accounts;
 use crate::layout::mount_points;
 use crate::layout::runtime::{self, Bind, Setup};
+use crate::layout::tree::Tree;
 
 /// The host name in a container.
 const HOSTNAME: &str = "layoutfs";
@@ -28,12 +34,24 @@ const ACCOUNTS_BYTES_MAX: u64 = 16 << 20;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
+/// Leads from a bundle to the runtime that runs it, for who has to clean up after us.
+const RUNTIME_LINK: &str = "runtime";
+
+/// Says which top-level directories of a rootfs are to be mounted on themselves.
+pub type Shadow<'a> = Box<dyn FnOnce(&Tree) -> Result<BTreeSet<String>> + 'a>;
+
 /// A container that is wished for and not yet there.
 pub struct Wanted<'a> {
     container: &'a args::Container,
     args: Vec<String>,
     binds: Vec<Bind>,
     terminal: bool,
+    /// Instead of the image's.
+    pub working_directory: Option<String>,
+    /// What the command prints goes to standard error.
+    pub quiet_stdout: bool,
+    /// Asked when the rootfs is known.
+    pub shadow: Option<Shadow<'a>>,
 }
 
 /// Only root mounts overlayfs and starts containers.
@@ -84,7 +102,15 @@ impl<'a> Wanted<'a> {
                 source.map_err(|e| usage(format!("--bind {}: {e}", bind.source.display())))?;
             binds.push(Bind { source, ..bind.clone() });
         }
-        Ok(Wanted { container, args, binds, terminal })
+        Ok(Wanted {
+            container,
+            args,
+            binds,
+            terminal,
+            working_directory: None,
+            quiet_stdout: false,
+            shadow: None,
+        })
     }
 
     /// Where it will be mounted, with its changes in `--upper`, else in `scratch`.
@@ -123,10 +149,22 @@ impl<'a> Wanted<'a> {
         let image = &daemon.open.image.config.configuration;
         // A bind of the user's comes later, and so is what is seen.
         self.binds.splice(0..0, copies_of_ours(scratch.path())?);
+        let directory = self.working_directory;
+        let directory = directory.unwrap_or_else(|| runtime::working_directory(image));
         let skeleton = scratch.path().join("skeleton");
-        let wanted = runtime::mount_points(image, &self.binds, |bind| bind.source.is_dir());
+        let is_directory = |bind: &Bind| bind.source.is_dir();
+        let wanted = runtime::mount_points(&directory, &self.binds, is_directory);
         if let Some(tree) = daemon.tree() {
             make_mount_points(&skeleton, &mount_points::missing(tree, &wanted)?)?;
+            if let Some(shadow) = self.shadow {
+                let on_themselves = shadow(tree)?.into_iter().map(|name| Bind {
+                    source: rootfs.join(&name),
+                    destination: format!("/{name}"),
+                    read_only: false,
+                });
+                // First of all: what is bound below them has to stay visible.
+                self.binds.splice(0..0, on_themselves);
+            }
         }
         daemon.mount_overlay(Some(&skeleton))?;
         let accounts = Accounts {
@@ -140,10 +178,64 @@ impl<'a> Wanted<'a> {
             credentials: accounts.resolve(user)?,
             binds: self.binds,
             terminal: self.terminal,
+            working_directory: directory,
             hostname: HOSTNAME.to_owned(),
         };
         write(&rootfs.with_file_name("config.json"), &runtime::config_json(image, &setup)?)
     }
+}
+
+/// Serves the container's root filesystem, runs it to its end by `runtime`, and takes everything
+/// down. Gives the exit code of its first process.
+///
+/// # Errors
+/// The image cannot be read, or the container cannot be made.
+pub fn run_to_end(
+    context: &Context,
+    open: &Arc<OpenImage>,
+    plan: Plan,
+    wanted: Wanted<'_>,
+    scratch: &Scratch,
+    runtime: &Path,
+) -> Result<i32> {
+    let rootfs = plan.mountpoint.clone();
+    std::fs::create_dir(&rootfs).map_err(|e| Error::local("cannot make the rootfs", &e))?;
+    let (terminal, quiet_stdout) = (wanted.terminal, wanted.quiet_stdout);
+    let daemon = Daemon::new(context, open.clone(), plan)?;
+    // From here on no signal ends this process: what comes too early waits for the container.
+    let signals = Forwarding::new(context)?;
+    // Nobody else knows the mount point: there is no need to claim it.
+    daemon.serve(None, |mounted| {
+        wanted.prepare(&daemon, mounted, scratch, &rootfs)?;
+        std::os::unix::fs::symlink(runtime, scratch.path().join(RUNTIME_LINK))
+            .map_err(|e| Error::local("cannot note the runtime", &e))?;
+        let container = Container::new(runtime, scratch.path(), terminal);
+        context.runtime.block_on(container.with_quiet_stdout(quiet_stdout).run(signals))
+    })
+}
+
+/// Clears what a command left whose process was killed: its container, its mounts, its files.
+///
+/// # Errors
+/// Local trouble.
+pub fn clear_dead(context: &Context) -> Result<()> {
+    let run = context.run_directory()?;
+    for record in run.all() {
+        let Some(scratch) = &record.scratch else { continue };
+        if record.is_alive() || !record.mountpoint.starts_with(scratch) {
+            continue;
+        }
+        tracing::info!(at = %scratch.display(), "clearing what a killed command left");
+        let runtime = scratch.join(RUNTIME_LINK);
+        if runtime.exists() {
+            let container = Container::new(&runtime, scratch, false);
+            context.runtime.block_on(container.forget());
+        }
+        if let Err(error) = unmount::clear(&run, &record.mountpoint, Some(&record), true) {
+            tracing::warn!(%error, "cannot clear it");
+        }
+    }
+    Ok(())
 }
 
 /// Copies of this machine's `resolv.conf` and `hosts`: what a container writes there is its own.

@@ -21,6 +21,7 @@ mod hydrate;
 mod inspect;
 mod logging;
 mod mount;
+mod oci_runtime;
 mod progress;
 mod run;
 mod serve;

@@ -73,7 +73,7 @@ pub fn run(
     claim: Claim,
     in_background: bool,
 ) -> Result<i32> {
-    let open = context.open(&args.image)?;
+    let open = Arc::new(context.open(&args.image)?);
     let (image, view) = (args.image.as_str(), args.view);
     let hows = announce(context, &open, view, Told::Everything)?;
     let upper = args.upper.as_ref().map(absolute).transpose()?;
@@ -98,7 +98,7 @@ impl<'a> Daemon<'a> {
     ///
     /// # Errors
     /// Local trouble.
-    pub fn new(context: &'a Context, open: OpenImage, plan: Plan) -> Result<Self> {
+    pub fn new(context: &'a Context, open: Arc<OpenImage>, plan: Plan) -> Result<Self> {
         // Started through /proc/self/exe, it would be called `exe`. A name is not worth failing
         // for.
         let _ = rustix::thread::set_name(c"layoutfs");
@@ -120,7 +120,7 @@ impl<'a> Daemon<'a> {
         };
         Ok(Daemon {
             context,
-            open: Arc::new(open),
+            open,
             kind: plan.view,
             hows: plan.hows,
             run,

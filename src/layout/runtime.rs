@@ -127,6 +127,8 @@ pub struct Setup {
     pub binds: Vec<Bind>,
     /// With a terminal of its own.
     pub terminal: bool,
+    /// Where it starts; see [`working_directory`].
+    pub working_directory: String,
     /// The host name inside.
     pub hostname: String,
 }
@@ -148,8 +150,8 @@ pub fn user(image: &ImageConfiguration) -> &str {
     image.config().as_ref().and_then(|c| c.user().as_deref()).unwrap_or_default()
 }
 
-/// The working directory: absolute.
-fn working_directory(image: &ImageConfiguration) -> String {
+/// The working directory that the image asks for: absolute.
+pub fn working_directory(image: &ImageConfiguration) -> String {
     let config = image.config().as_ref();
     let directory = config.and_then(|c| c.working_dir().as_deref()).unwrap_or_default();
     format!("/{}", directory.trim_start_matches('/'))
@@ -158,7 +160,7 @@ fn working_directory(image: &ImageConfiguration) -> String {
 /// What has to exist in the rootfs: the places of the mounts, and the working directory, which
 /// runtimes make if it is missing. `bind_is_directory` says it of each bind.
 pub fn mount_points(
-    image: &ImageConfiguration,
+    working_directory: &str,
     binds: &[Bind],
     bind_is_directory: impl Fn(&Bind) -> bool,
 ) -> Vec<MountPoint> {
@@ -167,7 +169,7 @@ pub fn mount_points(
     // What lies in /dev lies in the tmpfs there.
     let own = own.filter(|destination| !destination.starts_with("/dev/"));
     let mut points: Vec<MountPoint> = own.map(|d| directory(d.to_owned())).collect();
-    points.push(directory(working_directory(image)));
+    points.push(directory(working_directory.to_owned()));
     points.extend(binds.iter().map(|bind| MountPoint {
         path: bind.destination.clone().into_bytes(),
         is_directory: bind_is_directory(bind),
@@ -224,7 +226,7 @@ fn process(image: &ImageConfiguration, setup: &Setup) -> Process {
         .set_user(user)
         .set_args(Some(setup.args.clone()))
         .set_env(Some(environment(image, setup)))
-        .set_cwd(working_directory(image).into())
+        .set_cwd(setup.working_directory.clone().into())
         .set_capabilities(Some(capabilities))
         // The caller's: a limit above the hard one would keep the container from starting.
         .set_rlimits(None)
@@ -343,6 +345,7 @@ mod tests {
             credentials: Credentials { uid, gid: 5, additional_gids: vec![7], home },
             binds: vec!["/a:/b:ro".parse().expect("a bind")],
             terminal: false,
+            working_directory: "/srv/app".to_owned(),
             hostname: "layoutfs".to_owned(),
         }
     }
@@ -381,7 +384,6 @@ mod tests {
         let capabilities = process["capabilities"]["effective"].as_array().expect("a set");
         assert_eq!((capabilities.len(), &capabilities[0]), (14, &json!("CAP_AUDIT_WRITE")));
         let other = converted(json!({}), &setup(&[], 1000));
-        assert_eq!(other["process"]["cwd"], "/");
         assert_eq!(other["process"]["capabilities"].get("effective"), None);
         assert_eq!(other["linux"]["namespaces"].as_array().expect("a list").len(), 4);
     }
@@ -421,8 +423,9 @@ mod tests {
     #[test]
     fn mounts_and_the_working_directory_need_a_place() {
         let bind: Bind = "/a:/etc/b".parse().expect("a bind");
-        let image = image(json!({ "WorkingDir": "/srv" }));
-        let points = mount_points(&image, &[bind], |_| false);
+        assert_eq!(working_directory(&image(json!({}))), "/");
+        assert_eq!(working_directory(&image(json!({ "WorkingDir": "srv/app" }))), "/srv/app");
+        let points = mount_points("/srv", &[bind], |_| false);
         let paths: Vec<_> = points.iter().map(|p| String::from_utf8_lossy(&p.path)).collect();
         assert_eq!(paths, ["/proc", "/dev", "/sys", "/srv", "/etc/b"]);
         assert!(points[3].is_directory && !points[4].is_directory);

@@ -1,0 +1,214 @@
+//! An OCI runtime and the container that it runs from a bundle: signals forwarded, exit code told.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::context::Context;
+use crate::fetch::{Error, ErrorKind, Result};
+
+/// The runtimes that we look for, and where they are even when PATH does not say so.
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
+const SYSTEM_PATHS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// What the container's first process is sent when we are.
+const FORWARDED: [Signal; 6] =
+    [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2];
+
+/// So many requests to end, and the container is killed: a first process without a handler of its
+/// own never sees SIGINT or SIGTERM.
+const PATIENCE: u32 = 3;
+
+/// Exit codes of a command that cannot be started, as shells have them.
+const NOT_FOUND: i32 = 127;
+const NOT_EXECUTABLE: i32 = 126;
+
+/// `--runtime`, else the first of ours that is installed.
+///
+/// # Errors
+/// [`ErrorKind::CannotMount`]: there is none.
+pub fn find(wanted: Option<&Path>) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let find = |name: &Path| {
+        if name.components().count() > 1 {
+            return std::path::absolute(name).ok().filter(|name| name.is_file());
+        }
+        let system = SYSTEM_PATHS.into_iter().map(PathBuf::from);
+        let mut folders = std::env::split_paths(&path).chain(system);
+        folders.find_map(|folder| Some(folder.join(name)).filter(|found| found.is_file()))
+    };
+    let missing = |message: String| Error::new(ErrorKind::CannotMount, message);
+    match wanted {
+        Some(name) => find(name).ok_or_else(|| {
+            missing(format!("--runtime {}: there is no such program", name.display()))
+        }),
+        None => RUNTIMES.iter().find_map(|name| find(Path::new(name))).ok_or_else(|| {
+            missing(
+                "no OCI runtime is installed: install runc or crun (Debian: apt-get install \
+                 runc), or name one with --runtime"
+                    .to_owned(),
+            )
+        }),
+    }
+}
+
+/// A container that an OCI runtime runs from a bundle.
+pub struct Container<'a> {
+    runtime: &'a Path,
+    bundle: &'a Path,
+    /// Unique on this machine: names the container, and its cgroup.
+    id: OsString,
+    terminal: bool,
+    /// Standard output is for somebody else: what the command prints goes to standard error.
+    quiet_stdout: bool,
+}
+
+impl<'a> Container<'a> {
+    /// The container of the bundle, whose directory has a unique name.
+    pub fn new(runtime: &'a Path, bundle: &'a Path, terminal: bool) -> Self {
+        let id = bundle.file_name().unwrap_or_default().to_owned();
+        Container { runtime, bundle, id, terminal, quiet_stdout: false }
+    }
+
+    /// What the command prints goes to standard error.
+    pub fn with_quiet_stdout(self, quiet_stdout: bool) -> Self {
+        Container { quiet_stdout, ..self }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.runtime);
+        // A state of its own: nothing is left of it when the bundle goes.
+        command.arg("--root").arg(self.bundle.join("state"));
+        command.arg("--log").arg(self.log()).args(["--log-format", "json"]);
+        command
+    }
+
+    fn log(&self) -> PathBuf {
+        self.bundle.join("runtime.log")
+    }
+
+    /// Runs it to its end; gives the exit code of its first process.
+    ///
+    /// # Errors
+    /// The runtime cannot be started.
+    pub async fn run(&self, mut signals: Forwarding) -> Result<i32> {
+        let mut command = self.command();
+        command.arg("run").arg("--bundle").arg(self.bundle).arg(&self.id);
+        if !self.terminal {
+            // Else a terminal's Ctrl-C would reach the runtime twice: once from us.
+            command.process_group(0);
+        }
+        if self.quiet_stdout {
+            command.stdout(std::io::stderr());
+        }
+        let failed = |e: std::io::Error| {
+            let message = format!("cannot start {}: {e}", self.runtime.display());
+            Error::new(ErrorKind::CannotMount, message)
+        };
+        let mut child = command.spawn().map_err(failed)?;
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        let mut asked_to_end = 0;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status.map_err(failed)?,
+                signal = signals.next() => {
+                    asked_to_end += u32::from(matches!(signal, Signal::INT | Signal::TERM));
+                    if asked_to_end >= PATIENCE {
+                        self.kill().await;
+                    } else if let Some(pid) = pid {
+                        // It may have ended by now, which is what the loop sees next.
+                        let _ = kill_process(pid, signal);
+                    }
+                }
+            }
+        };
+        self.forget().await;
+        self.exit_code(status)
+    }
+
+    async fn kill(&self) {
+        let mut command = self.command();
+        command.arg("kill").arg(&self.id).arg("KILL");
+        if let Err(error) = command.status().await {
+            tracing::warn!(%error, "cannot kill the container");
+        }
+    }
+
+    /// A runtime that was killed itself leaves its container.
+    pub async fn forget(&self) {
+        if !self.bundle.join("state").join(&self.id).exists() {
+            return;
+        }
+        let mut command = self.command();
+        command.args(["delete", "--force"]).arg(&self.id).stderr(Stdio::null());
+        if let Err(error) = command.status().await {
+            tracing::warn!(%error, "cannot delete the container");
+        }
+    }
+
+    /// The command's exit code; or that of a command that could not be started, which the runtime
+    /// tells in its log only (its own code is 1 then, as a command's may be).
+    fn exit_code(&self, status: ExitStatus) -> Result<i32> {
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        if code == 0 {
+            return Ok(0);
+        }
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let Some(message) = log.lines().rev().find_map(failure) else { return Ok(code) };
+        // The runtime has printed it.
+        tracing::debug!(message, "the runtime failed");
+        if message.contains("executable file not found") || message.contains("no such file") {
+            return Ok(NOT_FOUND);
+        }
+        if message.contains("permission denied") && message.contains("exec") {
+            return Ok(NOT_EXECUTABLE);
+        }
+        Ok(1)
+    }
+}
+
+/// The message of a line of a runtime's log that tells of its failure.
+fn failure(line: &str) -> Option<String> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    let level = line.get("level")?.as_str()?;
+    let message = line.get("msg")?.as_str()?;
+    matches!(level, "error" | "fatal").then(|| message.to_lowercase())
+}
+
+/// The signals that are forwarded, as they come.
+pub struct Forwarding {
+    streams: Vec<(Signal, tokio::signal::unix::Signal)>,
+}
+
+impl Forwarding {
+    /// From here on no signal ends this process.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn new(context: &Context) -> Result<Self> {
+        let _runtime = context.runtime.enter();
+        let listen = |number: Signal| {
+            let stream = signal(SignalKind::from_raw(number.as_raw()));
+            let stream = stream.map_err(|e| Error::local("cannot listen for signals", &e))?;
+            Ok((number, stream))
+        };
+        Ok(Forwarding { streams: FORWARDED.into_iter().map(listen).collect::<Result<_>>()? })
+    }
+
+    async fn next(&mut self) -> Signal {
+        std::future::poll_fn(|task| {
+            for (number, stream) in &mut self.streams {
+                if stream.poll_recv(task).is_ready() {
+                    return std::task::Poll::Ready(*number);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
