@@ -51,33 +51,87 @@ struct Committed {
     layer: Option<(NewLayer, LayerFile)>,
 }
 
+/// What is to be committed, and to where.
+pub struct Commission<'a> {
+    /// The upper directory.
+    pub upper: &'a Path,
+    /// What lay below it.
+    pub base: &'a OpenImage,
+    /// What is left as it is in the base.
+    pub excluded: Excluded,
+    /// How the layer is compressed.
+    pub compression: Compression,
+    /// What the history says about the layer.
+    pub created_by: &'a str,
+    /// Where the image goes.
+    pub target: Target,
+    /// The directory in whose `run` the extender left an image: its settings are taken over.
+    pub settings_from: Option<&'a Path>,
+}
+
+/// Where a committed image goes.
+pub enum Target {
+    /// A sparse layout of its own.
+    Layout(PathBuf),
+    /// `DIR/run/<digest>`.
+    Extended(PathBuf),
+}
+
+/// What came of it.
+pub struct Outcome {
+    committed: Committed,
+    counts: Counts,
+    /// The layout that was written.
+    pub directory: PathBuf,
+}
+
 pub fn run(context: &Context, args: &args::Commit) -> Result<()> {
     check(args)?;
-    let latest = source_date()?;
     let paths = args.exclude.iter().map(|path| path.as_bytes());
     let excluded = Excluded::new(paths)
         .map_err(|why| Error::new(ErrorKind::Usage, format!("--exclude: {why}")))?;
-    let upper = Upper::read(&absolute(&args.upper)?, &excluded)?;
-    let base = context.open(&args.base)?;
-    let target = absolute(args.to.as_ref().or(args.extended.as_ref()).unwrap_or(&args.upper))?;
-    let beside = match args.to {
-        Some(_) => target.parent().unwrap_or(Path::new("/")),
-        None => &target,
+    let extended = args.extended.as_ref().map(absolute).transpose()?;
+    let target = match (&extended, &args.to) {
+        (Some(extended), _) => Target::Extended(extended.clone()),
+        (None, to) => Target::Layout(absolute(to.as_ref().unwrap_or(&args.upper))?),
+    };
+    let commission = Commission {
+        upper: &absolute(&args.upper)?,
+        base: &context.open(&args.base)?,
+        excluded,
+        compression: args.compression,
+        created_by: args.created_by.as_deref().unwrap_or(CREATED_BY),
+        target,
+        settings_from: extended.as_deref(),
+    };
+    report(context, &commit(context, &commission)?)
+}
+
+/// Makes a layer of what the upper directory changed, and an image with it on top.
+///
+/// # Errors
+/// The upper directory cannot be said as a layer, the base cannot be had, or local trouble.
+pub fn commit(context: &Context, commission: &Commission<'_>) -> Result<Outcome> {
+    let latest = source_date()?;
+    let upper = Upper::read(commission.upper, &commission.excluded)?;
+    let beside = match &commission.target {
+        Target::Layout(target) => target.parent().unwrap_or(Path::new("/")),
+        Target::Extended(target) => target,
     };
     std::fs::create_dir_all(beside)
         .map_err(|e| Error::local(format!("cannot make {}", beside.display()), &e))?;
-    let view = build(context, &base)?;
-    let (members, counts) = changes(context, &upper, &view, &excluded)?;
+    let view = build(context, commission.base)?;
+    let (members, counts) = changes(context, &upper, &view, &commission.excluded)?;
     let layer = match members.is_empty() {
         true => None,
-        false => Some(layer_file::write(&upper, &members, beside, args.compression, latest)?),
+        false => Some(layer_file::write(&upper, &members, beside, commission.compression, latest)?),
     };
-    let committed = document_image(context, args, &base, layer, latest)?;
-    let directory = match &args.extended {
-        Some(_) => write_extended(&committed, &target)?,
-        None => write_layout(&committed, &base.image, &target)?,
+    let committed = document_image(context, commission, layer, latest)?;
+    let directory = match &commission.target {
+        Target::Extended(target) => write_extended(&committed, target)?,
+        Target::Layout(target) => write_layout(&committed, &commission.base.image, target)?,
     };
-    report(context, &committed, &counts, &directory)
+    Ok(Outcome { committed, counts, directory })
 }
 
 fn check(args: &args::Commit) -> Result<()> {
@@ -160,25 +214,24 @@ fn changes<'a>(
 /// The documents of the image with the new layer; the base's own, if there is none.
 fn document_image(
     context: &Context,
-    args: &args::Commit,
-    base: &OpenImage,
+    commission: &Commission<'_>,
     layer: Option<LayerFile>,
     latest: Option<Time>,
 ) -> Result<Committed> {
-    let OpenImage { image, store, .. } = base;
+    let OpenImage { image, store, .. } = commission.base;
     let directory = &image.selected.directory;
     let bytes = |descriptor| context.runtime.block_on(document(store, directory, descriptor));
     let mut manifest = bytes(&image.descriptor)?;
     let mut config = bytes(&image.manifest.config)?;
     let (mut manifest_digest, mut config_blob) =
         (image.descriptor.blob.digest, image.manifest.config.blob);
-    let adopted = match &args.extended {
+    let adopted = match commission.settings_from {
         Some(extended) => adopted_settings(context, extended, &image.config)?,
         None => None,
     };
     let adopted = adopted.filter(|s| settings(&config).is_ok_and(|own| own.as_ref() != Some(s)));
     let layer = match layer {
-        Some(file) => Some((described(args, image, &file, latest)?, file)),
+        Some(file) => Some((described(commission, &file, latest)?, file)),
         None => None,
     };
     if layer.is_some() || adopted.is_some() {
@@ -202,12 +255,12 @@ fn document_image(
 }
 
 fn described(
-    args: &args::Commit,
-    base: &Image,
+    commission: &Commission<'_>,
     file: &LayerFile,
     latest: Option<Time>,
 ) -> Result<NewLayer> {
-    let is_zstd = args.compression == Compression::Zstd;
+    let base = &commission.base.image;
+    let is_zstd = commission.compression == Compression::Zstd;
     let Some(media_type) = layer_media_type(&base.manifest, is_zstd) else {
         let message = "--compression zstd: the base has Docker's media types, which have no zstd; \
                        use gzip";
@@ -225,7 +278,7 @@ fn described(
         blob: file.blob,
         diff_id: file.diff_id,
         created,
-        created_by: args.created_by.clone().unwrap_or_else(|| CREATED_BY.to_owned()),
+        created_by: commission.created_by.to_owned(),
     })
 }
 
@@ -257,12 +310,15 @@ fn adopted_settings(
     if !config.diff_ids.starts_with(&base.diff_ids) {
         return Ok(None);
     }
-    context.say(format_args!("configuration: that of {}", directory.display()));
+    tracing::info!(image = %directory.display(), "taking over its configuration");
     Ok(settings(&bytes)?)
 }
 
 /// What stands in `<extended>/run`. Only image layouts may be replaced.
-fn former_images(run: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// There is something else.
+pub fn former_images(run: &Path) -> Result<Vec<PathBuf>> {
     let failed = |e: &std::io::Error| Error::local(format!("cannot list {}", run.display()), e);
     let entries = match std::fs::read_dir(run) {
         Ok(entries) => entries,
@@ -321,12 +377,8 @@ fn write_extended(committed: &Committed, target: &Path) -> Result<PathBuf> {
     Ok(run.join(name))
 }
 
-fn report(
-    context: &Context,
-    committed: &Committed,
-    counts: &Counts,
-    directory: &Path,
-) -> Result<()> {
+fn report(context: &Context, outcome: &Outcome) -> Result<()> {
+    let Outcome { committed, counts, directory } = outcome;
     let digest = committed.image.manifest_digest.to_string();
     let Counts { added, changed, removed, pruned, sockets, mount_points } = counts;
     if context.options.json {
@@ -347,18 +399,36 @@ fn report(
             "mount_points": mount_points,
         }));
     }
-    match &committed.layer {
-        Some((layer, file)) => context.say(format_args!(
-            "layer {}, {} ({} in the tar): {added} added, {changed} changed, {removed} removed; \
-             {pruned} unchanged copies left out",
-            layer.blob.digest.short(),
-            size(layer.blob.size),
-            size(file.tar_bytes),
-        )),
-        None => context.say(format_args!(
-            "no layer: nothing was changed ({pruned} unchanged copies left out); this is the base"
-        )),
-    }
+    outcome.say(context);
     out!("{digest}");
     Ok(())
+}
+
+impl Outcome {
+    /// The manifest's digest.
+    pub fn digest(&self) -> Digest {
+        self.committed.image.manifest_digest
+    }
+
+    /// The new layer's blob, if anything was changed.
+    pub fn layer(&self) -> Option<Blob> {
+        self.committed.layer.as_ref().map(|(layer, _)| layer.blob)
+    }
+
+    /// Tells people what was changed.
+    pub fn say(&self, context: &Context) {
+        let Counts { added, changed, removed, pruned, .. } = &self.counts;
+        match &self.committed.layer {
+            Some((layer, file)) => context.say(format_args!(
+                "layer {}, {} ({} in the tar): {added} added, {changed} changed, {removed} \
+                 removed; {pruned} unchanged copies left out",
+                layer.blob.digest.short(),
+                size(layer.blob.size),
+                size(file.tar_bytes),
+            )),
+            None => context.say(format_args!(
+                "no layer: nothing was changed ({pruned} unchanged copies left out)"
+            )),
+        }
+    }
 }
