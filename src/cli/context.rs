@@ -134,7 +134,15 @@ impl Context {
             Selector::Tag(tag) => tag,
             Selector::Digest(digest) => digest.to_string(),
         });
-        let selected = Selected::open(&directory, selector.as_deref(), &self.platform)?;
+        self.open_layout(&directory, selector.as_deref())
+    }
+
+    /// Opens the image of a layout directory that `reference` (a tag or a digest) names.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub fn open_layout(&self, directory: &Path, reference: Option<&str>) -> Result<OpenImage> {
+        let selected = Selected::open(directory, reference, &self.platform)?;
         let asked = Arc::<Counters>::default();
         let store = self.store(&selected, &asked)?;
         let image = self.runtime.block_on(Image::load(&store, selected, &self.platform))?;

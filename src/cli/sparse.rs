@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::args;
 use super::context::{Context, print_json};
+use crate::fetch::kaniko::base_directory;
 use crate::fetch::resolve::resolve;
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
 use crate::layout::Digest;
@@ -69,9 +70,7 @@ fn write(
     image.write(directory, &[])?;
     let digest = image.manifest_digest;
     if let Some(kaniko) = kaniko {
-        // The extender finds it by this name, colon and all.
-        let base = kaniko.join("cache/base").join(digest.to_string());
-        image.write(&base, &empty_layers)?;
+        image.write(&base_directory(kaniko, &digest), &empty_layers)?;
     }
     Ok(digest)
 }

@@ -16,6 +16,7 @@ pub mod how;
 pub mod http;
 pub mod hydrate;
 pub mod image;
+pub mod kaniko;
 pub mod layer;
 pub mod layer_file;
 pub mod layout_dir;

@@ -2,16 +2,14 @@
 
 use super::Deadline;
 use super::error::{Error, ErrorKind, Result};
+use super::kaniko::{EMPTY_LAYER_BYTES_MAX, empty_layers};
 use super::registry::Registry;
-use super::sparse::{EMPTY_LAYER_DIFF_ID, SparseImage};
+use super::sparse::SparseImage;
 use crate::layout::Blob;
 use crate::layout::oci::{
     self, Descriptor, Document, ImageConfig, Manifest, NESTED_INDEXES_MAX, Platform,
 };
 use crate::layout::reference::Reference;
-
-/// An empty layer, compressed, is some 30 bytes; a larger one is not fetched.
-const EMPTY_LAYER_BYTES_MAX: u64 = 4096;
 
 /// An image as its registry has it, and how to ask for more of it.
 pub struct Resolved<'a> {
@@ -87,14 +85,12 @@ impl Resolved<'_> {
     /// # Errors
     /// One cannot be had.
     pub async fn empty_layers(&self) -> Result<Vec<(Blob, Vec<u8>)>> {
-        let mut blobs: Vec<(Blob, Vec<u8>)> = Vec::new();
-        for layer in oci::rootfs_layers(&self.manifest, &self.config)? {
-            let is_empty = layer.diff_id.to_string() == EMPTY_LAYER_DIFF_ID;
-            if is_empty && blobs.iter().all(|(blob, _)| *blob != layer.blob) {
-                let (blob, deadline) = (layer.blob, self.deadline.renewed());
-                let bytes = self.registry.blob_bytes(&blob, EMPTY_LAYER_BYTES_MAX, deadline);
-                blobs.push((blob, bytes.await?.to_vec()));
-            }
+        let layers = oci::rootfs_layers(&self.manifest, &self.config)?;
+        let mut blobs = Vec::new();
+        for blob in empty_layers(&layers) {
+            let deadline = self.deadline.renewed();
+            let bytes = self.registry.blob_bytes(&blob, EMPTY_LAYER_BYTES_MAX, deadline).await?;
+            blobs.push((blob, bytes.to_vec()));
         }
         Ok(blobs)
     }

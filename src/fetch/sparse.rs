@@ -17,10 +17,6 @@ const OCI_LAYOUT: &str = "{\"imageLayoutVersion\": \"1.0.0\"}";
 /// What a layout directory has in it; one with anything else is not ours to replace.
 const LAYOUT_NAMES: [&str; 3] = ["blobs", "index.json", "oci-layout"];
 
-/// The DiffID of a layer without entries: 1024 zero bytes.
-pub const EMPTY_LAYER_DIFF_ID: &str =
-    "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
-
 /// An image without its layers.
 #[derive(Debug, Clone)]
 pub struct SparseImage {
