@@ -108,6 +108,8 @@ pub enum Command {
     Hydrate(Hydrate),
     /// Make a layer of an overlay's upper directory, on top of a sparse layout
     Commit(Commit),
+    /// Extend a run image: the lifecycle's extender on the lazy rootfs, between restorer and exporter
+    Extend(Extend),
     /// Check every blob that is there against its digest
     Verify(Verify),
     /// What is in an image, from which layer, and how it will be read
@@ -263,6 +265,45 @@ pub struct Commit {
     /// How the layer is compressed; zstd only with --to
     #[arg(long, value_enum, default_value = "gzip")]
     pub compression: Compression,
+}
+
+/// `layoutfs extend`.
+#[derive(Debug, Args)]
+pub struct Extend {
+    /// The phases' layers directory: analyzed.toml, group.toml, generated; extended/run is written
+    #[arg(long, value_name = "DIR")]
+    pub layers: PathBuf,
+    /// The layout directory, which the phases see at $CNB_LAYOUT_DIR
+    #[arg(long, value_name = "DIR")]
+    pub layout_dir: PathBuf,
+    /// DIR/cache/base/<digest> is written, DIR/cache/layers used in mode plain [default: forget
+    /// both]
+    #[arg(long, value_name = "DIR")]
+    pub kaniko: Option<PathBuf>,
+    /// The application, which is a build context [default: $CNB_APP_DIR, else nothing]
+    #[arg(long, value_name = "DIR")]
+    pub app: Option<PathBuf>,
+    /// Where the lifecycle's binaries are
+    #[arg(long, value_name = "DIR", default_value = "/cnb/lifecycle")]
+    pub lifecycle: PathBuf,
+    /// Whether kaniko looks for changes in the whole image (plain) or the overlay has them (shadow)
+    #[arg(long, value_enum, default_value = "auto")]
+    pub mode: ExtendMode,
+    /// The OCI runtime: a path or a name [default: runc, else crun]
+    #[arg(long, value_name = "PATH")]
+    pub runtime: Option<PathBuf>,
+}
+
+/// Who finds out what the extender changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExtendMode {
+    /// shadow when every instruction is safe under it, else plain.
+    Auto,
+    /// Top-level directories are mount points, which kaniko skips; the layer is made of the upper
+    /// directory.
+    Shadow,
+    /// kaniko reads every byte before the first RUN, and again after each.
+    Plain,
 }
 
 /// `layoutfs verify`.

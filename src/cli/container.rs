@@ -1,7 +1,6 @@
 //! What `run`, `bundle` and `extend` have in common: a container's root filesystem, its
 //! `config.json`, and its life.
 
-use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,8 +36,17 @@ const HOSTS: &str = "/etc/hosts";
 /// Leads from a bundle to the runtime that runs it, for who has to clean up after us.
 const RUNTIME_LINK: &str = "runtime";
 
-/// Says which top-level directories of a rootfs are to be mounted on themselves.
-pub type Shadow<'a> = Box<dyn FnOnce(&Tree) -> Result<BTreeSet<String>> + 'a>;
+/// Binds that only the rootfs can tell.
+#[derive(Debug, Default)]
+pub struct LateBinds {
+    /// Below all others.
+    pub first: Vec<Bind>,
+    /// Over all others.
+    pub last: Vec<Bind>,
+}
+
+/// Says what else is to be bound, when the rootfs is known.
+pub type BindLate<'a> = Box<dyn FnOnce(&Tree) -> Result<LateBinds> + 'a>;
 
 /// A container that is wished for and not yet there.
 pub struct Wanted<'a> {
@@ -51,7 +59,7 @@ pub struct Wanted<'a> {
     /// What the command prints goes to standard error.
     pub quiet_stdout: bool,
     /// Asked when the rootfs is known.
-    pub shadow: Option<Shadow<'a>>,
+    pub bind_late: Option<BindLate<'a>>,
 }
 
 /// Only root mounts overlayfs and starts containers.
@@ -109,7 +117,7 @@ impl<'a> Wanted<'a> {
             terminal,
             working_directory: None,
             quiet_stdout: false,
-            shadow: None,
+            bind_late: None,
         })
     }
 
@@ -152,19 +160,16 @@ impl<'a> Wanted<'a> {
         let directory = self.working_directory;
         let directory = directory.unwrap_or_else(|| runtime::working_directory(image));
         let skeleton = scratch.path().join("skeleton");
-        let is_directory = |bind: &Bind| bind.source.is_dir();
-        let wanted = runtime::mount_points(&directory, &self.binds, is_directory);
         if let Some(tree) = daemon.tree() {
-            make_mount_points(&skeleton, &mount_points::missing(tree, &wanted)?)?;
-            if let Some(shadow) = self.shadow {
-                let on_themselves = shadow(tree)?.into_iter().map(|name| Bind {
-                    source: rootfs.join(&name),
-                    destination: format!("/{name}"),
-                    read_only: false,
-                });
-                // First of all: what is bound below them has to stay visible.
-                self.binds.splice(0..0, on_themselves);
+            if let Some(bind_late) = self.bind_late {
+                let LateBinds { first, last } = bind_late(tree)?;
+                self.binds.splice(0..0, first);
+                self.binds.extend(last);
             }
+            let is_directory =
+                |bind: &Bind| bind.source.is_dir() || bind.source.starts_with(rootfs);
+            let wanted = runtime::mount_points(&directory, &self.binds, is_directory);
+            make_mount_points(&skeleton, &mount_points::missing(tree, &wanted)?)?;
         }
         daemon.mount_overlay(Some(&skeleton))?;
         let accounts = Accounts {

@@ -17,6 +17,7 @@ mod commit;
 mod container;
 mod context;
 mod exit;
+mod extend;
 mod hydrate;
 mod inspect;
 mod logging;
@@ -76,6 +77,7 @@ fn run(context: &Context, cli: &Cli) -> Result<i32> {
         Command::Unmount(args) => unmount::run(&context.run_directory()?, args)?,
         Command::Hydrate(args) => hydrate::run(context, args)?,
         Command::Commit(args) => commit::run(context, args)?,
+        Command::Extend(args) => return extend::run(context, args),
         Command::Verify(args) => verify::run(context, args)?,
         Command::Inspect(args) => inspect::run(context, args)?,
         Command::Status(args) => status::run(context, args)?,

@@ -10,6 +10,13 @@ use super::reference::Reference;
 /// A layout path has a registry, a repository and a tag at least.
 const LAYOUT_PATH_NAMES_MIN: usize = 3;
 
+/// How the lifecycle writes the history of an extension's layer, before and after the instruction.
+const HISTORY_START: &str = "Layer: '";
+const HISTORY_MIDDLE: &str = "', Created by extension: ";
+
+/// Most characters of instructions in one line of history: people read it.
+const HISTORY_CHARS_MAX: usize = 1000;
+
 /// The table `[run-image]` of `analyzed.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
@@ -181,6 +188,23 @@ impl std::fmt::Display for PlatformApi {
     }
 }
 
+/// What the history says of one layer in place of several: every instruction, every extension once.
+/// Steps that the lifecycle did not write as an extension's are passed over.
+pub fn joined_history<'a>(created_by: impl Iterator<Item = &'a str>) -> String {
+    let (mut instructions, mut extensions) = (Vec::new(), Vec::new());
+    for step in created_by {
+        let parts =
+            step.strip_prefix(HISTORY_START).and_then(|rest| rest.rsplit_once(HISTORY_MIDDLE));
+        let Some((instruction, extension)) = parts else { continue };
+        instructions.push(instruction);
+        if !extensions.contains(&extension) {
+            extensions.push(extension);
+        }
+    }
+    let instructions: String = instructions.join("; ").chars().take(HISTORY_CHARS_MAX).collect();
+    format!("{HISTORY_START}{instructions}{HISTORY_MIDDLE}{}", extensions.join(", "))
+}
+
 fn parse<'a, T: Deserialize<'a>>(document: &str, bytes: &'a [u8]) -> Result<T> {
     // A message of the parser shows the line; one line of it is enough.
     let first_line = |e: toml::de::Error| {
@@ -251,6 +275,20 @@ mod tests {
         assert_eq!(first.dockerfile(api("0.13")), "ex_ext/run.Dockerfile");
         assert_eq!(second.contexts(api("0.15")), ["b/context.run", "b/context"]);
         assert_eq!(second.contexts(api("0.12")), [""; 0]);
+    }
+
+    #[test]
+    fn one_layer_says_what_several_said() {
+        let steps = [
+            "debootstrap",
+            "Layer: 'RUN echo 'a'', Created by extension: ex/ext",
+            "Layer: 'COPY x /y', Created by extension: ex/ext",
+            "Layer: 'RUN z', Created by extension: other",
+        ];
+        let joined = joined_history(steps.into_iter());
+        let expected =
+            "Layer: 'RUN echo 'a'; COPY x /y; RUN z', Created by extension: ex/ext, other";
+        assert_eq!(joined, expected);
     }
 
     #[test]

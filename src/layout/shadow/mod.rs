@@ -15,6 +15,7 @@ use parse_dockerfile::{
 
 use super::error::{Error, Result};
 use super::merge::resolve::follow;
+use super::tar::header::{Header, RECORD_BYTES};
 use super::tree::{Node, NodeId, NodeKind, Tree};
 
 /// Mounted anyway in every container.
@@ -32,6 +33,19 @@ pub enum SourceKind {
     Archive,
     /// A directory, a link, or nothing.
     Other,
+}
+
+impl SourceKind {
+    /// So many of a file's first bytes tell whether it is an archive: a tar header.
+    pub const BYTES_TO_TELL: u64 = RECORD_BYTES as u64;
+}
+
+/// What `ADD` unpacks: a tar, or anything compressed, by its first
+/// [`BYTES_TO_TELL`](SourceKind::BYTES_TO_TELL) bytes.
+pub fn is_archive(first: &[u8]) -> bool {
+    const COMPRESSED: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
+    let is_tar = <&[u8; RECORD_BYTES]>::try_from(first).is_ok_and(|r| Header::parse(r).is_ok());
+    is_tar || COMPRESSED.iter().any(|magic| first.starts_with(magic))
 }
 
 /// What happens if it is done all the same.
