@@ -17,6 +17,9 @@ const HISTORY_MIDDLE: &str = "', Created by extension: ";
 /// Most characters of instructions in one line of history: people read it.
 const HISTORY_CHARS_MAX: usize = 1000;
 
+/// The directory that `pack` shows its phases as the layout directory.
+const LAYOUT_REPO: &str = "layout-repo";
+
 /// The table `[run-image]` of `analyzed.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
@@ -67,6 +70,22 @@ impl RunImage {
         digest.parse().ok()
     }
 
+    /// How the lifecycle names the image `digest` at the same place: `<path>@<digest>`, the path
+    /// without what says nothing.
+    pub fn identifier(&self, digest: &Digest) -> String {
+        let place = self.reference.rsplit_once('@').map_or(&*self.reference, |(place, _)| place);
+        let mut names: Vec<&str> = Vec::new();
+        for name in place.split('/') {
+            match name {
+                "" | "." => {}
+                ".." => drop(names.pop()),
+                name => names.push(name),
+            }
+        }
+        let root = if place.starts_with('/') { "/" } else { "" };
+        format!("{root}{}@{digest}", names.join("/"))
+    }
+
     /// The paths below a layout directory where its layout may be, likeliest first. `mounted_at` is
     /// where the phases see the layout directory.
     pub fn layout_paths(&self, mounted_at: Option<&str>) -> Vec<String> {
@@ -99,7 +118,7 @@ impl RunImage {
 }
 
 /// The part of `place` below the layout directory: what follows `mounted_at`, else every end of it
-/// that is long enough.
+/// that is long enough, first that below a directory `layout-repo`.
 fn paths_of_place(place: &str, mounted_at: Option<&str>) -> Vec<String> {
     let below = mounted_at.map(|at| at.trim_end_matches('/')).and_then(|at| place.strip_prefix(at));
     if let Some(path) = below.and_then(|rest| rest.strip_prefix('/')) {
@@ -107,7 +126,9 @@ fn paths_of_place(place: &str, mounted_at: Option<&str>) -> Vec<String> {
     }
     let names: Vec<&str> = place.split('/').filter(|name| !name.is_empty()).collect();
     let ends = 0..(names.len() + 1).saturating_sub(LAYOUT_PATH_NAMES_MIN);
-    ends.map(|from| names[from..].join("/")).collect()
+    let below_repo = names.iter().position(|name| *name == LAYOUT_REPO).map(|at| at + 1);
+    let first = below_repo.filter(|from| ends.contains(from));
+    first.into_iter().chain(ends).map(|from| names[from..].join("/")).collect()
 }
 
 impl Extension {
@@ -239,10 +260,24 @@ mod tests {
         let guessed = run.layout_paths(None);
         assert_eq!(
             guessed,
-            ["layout-repo/reg.example/cnb/run/base", "reg.example/cnb/run/base", "cnb/run/base"]
+            ["reg.example/cnb/run/base", "layout-repo/reg.example/cnb/run/base", "cnb/run/base"]
         );
-        let name = run.image_name(Some("/layout-repo")).map(|r| r.to_string());
-        assert_eq!(name.as_deref(), Some("reg.example/cnb/run:base"));
+        for mounted_at in [Some("/layout-repo"), None] {
+            let name = run.image_name(mounted_at).map(|r| r.to_string());
+            assert_eq!(name.as_deref(), Some("reg.example/cnb/run:base"));
+        }
+    }
+
+    #[test]
+    fn an_identifier_has_the_clean_path() {
+        let digest = Digest::sha256_of(b"");
+        for (reference, expected) in [
+            ("/layout-repo/reg/run/base@sha256:0", "/layout-repo/reg/run/base"),
+            ("//layout-repo/./x/../reg//run/base/", "/layout-repo/reg/run/base"),
+            ("reg.example/run@sha256:0", "reg.example/run"),
+        ] {
+            assert_eq!(analyzed(reference, "").identifier(&digest), format!("{expected}@{digest}"));
+        }
     }
 
     #[test]
