@@ -9,6 +9,7 @@ use layoutfs::layout::error::{Error, Result};
 use layoutfs::layout::image_argument::ImageArgument;
 use layoutfs::layout::index::scan::{ScannedLayer, Scanner};
 use layoutfs::layout::index::{LayerIndex, check, saved};
+use layoutfs::layout::oci::finalize::{self, Configs};
 use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
 use layoutfs::layout::reference::Reference;
 use layoutfs::layout::tar::TarParser;
@@ -149,6 +150,29 @@ pub fn documents(bytes: &[u8]) {
     if let (Ok(manifest), Ok(config)) = (manifest, config) {
         let _ = oci::rootfs_layers(&manifest, &config);
     }
+}
+
+/// Three configurations, a line each (base, extended, exported), are refused or merged; merging them
+/// again changes nothing. The same with the settings alone: a fuzzer would hardly ever get past the
+/// layers.
+pub fn finalize(bytes: &[u8]) {
+    let mut lines = bytes.splitn(3, |byte| *byte == b'\n');
+    let mut line = || lines.next().unwrap_or_default();
+    let configs = [line(), line(), line()];
+    finalize_twice(configs.map(<[u8]>::to_vec));
+    let around = |settings: &[u8]| {
+        [&br#"{"rootfs":{"diff_ids":["b"]},"config":"#[..], settings, b"}"].concat()
+    };
+    finalize_twice(configs.map(around));
+}
+
+fn finalize_twice([base, extended, exported]: [Vec<u8>; 3]) {
+    let run = |exported: &[u8]| {
+        let configs = Configs { base: &base, extended: &extended, exported };
+        finalize::finalize(configs, "/layout-repo/run@sha256:d")
+    };
+    let Ok(Some(done)) = run(&exported) else { return };
+    assert_eq!(run(&done.config), Ok(None));
 }
 
 /// A name is refused, or it means the same when it is written and read again; and so does its path.

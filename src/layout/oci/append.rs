@@ -113,7 +113,8 @@ pub fn settings(config: &[u8]) -> Result<Option<Value>> {
     Ok(value.get_mut("config").map(Value::take))
 }
 
-fn object<'v>(value: &'v mut Value, name: &str) -> Result<&'v mut Map<String, Value>> {
+/// The object that `value` is; `name` names it in errors.
+pub(super) fn object<'v>(value: &'v mut Value, name: &str) -> Result<&'v mut Map<String, Value>> {
     value.as_object_mut().ok_or_else(|| Error::document(name, "it is no JSON object"))
 }
 

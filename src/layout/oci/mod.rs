@@ -1,13 +1,15 @@
 //! One OCI document's bytes -> the descriptors that it refers to.
 //!
 //! OCI and Docker media types are equals here, and are kept verbatim. Nothing is written again
-//! (but by [`append`]): what is stored are the original bytes, so a field that we do not know costs nothing. It does
-//! not know where documents come from, nor does it follow descriptors.
+//! (but by [`append`] and [`finalize`]): what is stored are the original bytes, so a field that we do
+//! not know costs nothing. It does not know where documents come from, nor does it follow
+//! descriptors.
 
 pub mod append;
 mod choose;
 mod config;
 mod descriptor;
+pub mod finalize;
 mod platform;
 
 use std::collections::BTreeMap;
