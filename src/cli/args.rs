@@ -110,6 +110,8 @@ pub enum Command {
     Commit(Commit),
     /// Extend a run image: the lifecycle's extender on the lazy rootfs, between restorer and exporter
     Extend(Extend),
+    /// Give an exported application image what a run image extension set: environment, user, labels
+    Finalize(Finalize),
     /// Check every blob that is there against its digest
     Verify(Verify),
     /// What is in an image, from which layer, and how it will be read
@@ -304,6 +306,16 @@ pub enum ExtendMode {
     Shadow,
     /// kaniko reads every byte before the first RUN, and again after each.
     Plain,
+}
+
+/// `layoutfs finalize`.
+#[derive(Debug, Args)]
+pub struct Finalize {
+    /// The layout that the lifecycle's exporter wrote: oci:DIR[:REF] or a directory
+    pub app_layout: String,
+    /// The exporter's directory of extended images: DIR/run/<digest>, with DIR/../analyzed.toml
+    #[arg(long, value_name = "DIR")]
+    pub extended: PathBuf,
 }
 
 /// `layoutfs verify`.

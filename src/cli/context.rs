@@ -24,7 +24,7 @@ use crate::layout::reference::Reference;
 const SPANS_BYTES_MAX: usize = 32 << 20;
 
 /// The directory name under which `pack` keeps layouts by reference.
-const LAYOUT_REPO: &str = "layout-repo";
+pub const LAYOUT_REPO: &str = "layout-repo";
 
 /// The options and the environment.
 pub struct Context {
@@ -272,7 +272,7 @@ fn nowhere() -> Error {
 
 /// An environment variable that holds an absolute path (the XDG base directory specification says
 /// to ignore any other).
-fn directory_of(variable: &str) -> Option<PathBuf> {
+pub fn directory_of(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 

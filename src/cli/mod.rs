@@ -18,6 +18,7 @@ mod container;
 mod context;
 mod exit;
 mod extend;
+mod finalize;
 mod hydrate;
 mod inspect;
 mod logging;
@@ -78,6 +79,7 @@ fn run(context: &Context, cli: &Cli) -> Result<i32> {
         Command::Hydrate(args) => hydrate::run(context, args)?,
         Command::Commit(args) => commit::run(context, args)?,
         Command::Extend(args) => return extend::run(context, args),
+        Command::Finalize(args) => finalize::run(context, args)?,
         Command::Verify(args) => verify::run(context, args)?,
         Command::Inspect(args) => inspect::run(context, args)?,
         Command::Status(args) => status::run(context, args)?,

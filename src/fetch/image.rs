@@ -157,7 +157,11 @@ impl Image {
     }
 }
 
-fn local_document(directory: &Path, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
+/// The bytes of a document, from its descriptor or the layout, proved; `None` if neither has them.
+///
+/// # Errors
+/// As [`read_blob_document`].
+pub fn local_document(directory: &Path, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
     match &descriptor.data {
         Some(data) => Ok(Some(data.clone())),
         None => read_blob_document(directory, &descriptor.blob),

@@ -5,6 +5,7 @@ mod auth;
 mod commands;
 mod commit;
 mod commit_model;
+mod finalize;
 mod formats;
 mod image_works;
 mod layouts;
