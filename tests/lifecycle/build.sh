@@ -4,11 +4,13 @@
 #
 #   lifecycle, launcher    static programs, version 0.21.17
 #   analyzer detector restorer builder exporter extender    symlinks to lifecycle
-#   KIND                   `real` or `stand-in`, then why, in one line
+#   KIND                   one line, `real: ...` or `stand-in: ...`: from where, and why
+#
+# A stand-in is the real lifecycle, but for the two files of it that call kaniko (README.md beside).
 #
 # LIFECYCLE_DIR, when set, names a directory with lifecycle and launcher: those two are used. Else
 # they are built, which takes Go >= 1.26.6 ($GO, `go` on PATH, /usr/local/go/bin/go) and, the first
-# time, a Go module proxy and two minutes.
+# time, a Go module proxy and two minutes. `build.sh --check` says whether there is one or the other.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 version=0.21.17
@@ -18,9 +20,7 @@ module=github.com/buildpacks/lifecycle
 say() { echo "lifecycle: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
-[ $# = 1 ] || { echo "usage: build.sh CACHE" >&2; exit 2; }
-mkdir -p "$1"
-cache=$(cd "$1" && pwd)
+[ $# = 1 ] || { echo "usage: build.sh CACHE|--check" >&2; exit 2; }
 
 # Whether the program has kaniko in it. Nobody is believed about that but the program itself.
 has_kaniko() { grep -a -q 'osscontainertools/kaniko/pkg/executor\.DoBuild' "$1"; }
@@ -36,13 +36,20 @@ check_programs() {
         fail "$1/lifecycle is version $found, the tests are written for $version"
 }
 
-# Symlinks and KIND, for the programs in "$1"; "$2" says where they are from.
+# Symlinks and KIND, for the programs in "$1"; "$2" says where they are from. Both witnesses, the
+# version and the code, must agree about the kind, and with "$3" when that is known.
 finish() {
     for phase in analyzer detector restorer builder exporter extender; do
         ln -s lifecycle "$1/$phase"
     done
     if has_kaniko "$1/lifecycle"; then kind=real; else kind=stand-in; fi
-    echo "$kind $2" >"$1/KIND"
+    case $("$1/lifecycle" -version)/$kind/${3:-$kind} in
+    *+stand-in/stand-in/stand-in) ;;
+    *+stand-in/*) fail "$1/lifecycle calls itself a stand-in, and has kaniko in it" ;;
+    */real/real) ;;
+    *) fail "$1/lifecycle has no kaniko in it, and does not call itself a stand-in" ;;
+    esac
+    echo "$kind: $2" >"$1/KIND"
 }
 
 # $1 >= $2, both dotted numbers.
@@ -59,6 +66,7 @@ find_go() {
     else
         fail "no Go, neither \$GO, nor on PATH, nor in /usr/local/go: $how"
     fi
+    case $go in /*) ;; *) go=$(pwd)/$go ;; esac
     # What is of no use here, and what would change what is built.
     export GOWORK=off CGO_ENABLED=0
     unset GOOS GOARCH GOEXPERIMENT
@@ -83,26 +91,64 @@ module_dir() {
 
 # In the module's own directory, with its own go.sum. `go install MODULE/...@VERSION` would do the
 # same, but asks for a list of versions that not every proxy gives.
-build() {
-    sources=$(module_dir "$module@v$version") || fail "cannot fetch $module: $sources"
-    say "building lifecycle $version (about a minute)"
-    (cd "$sources" && GOBIN=$work/done "$go" install -mod=readonly -trimpath \
-        -ldflags "-X $module/cmd.Version=$version" ./cmd/lifecycle ./cmd/launcher) >&2 ||
+install_programs() {
+    GOBIN=$work/done "$go" install -mod=readonly -trimpath -buildvcs=false "$@" \
+        ./cmd/lifecycle ./cmd/launcher >&2 ||
         fail "lifecycle $version does not build with $go"
-    finish "$work/done" "built from $module@v$version"
 }
 
+build() {
+    sources=$(module_dir "$module@v$version") || fail "cannot fetch $module: $sources"
+    kaniko=$(sed -n 's|^[[:space:]]*\(github.com/osscontainertools/kaniko\) \(v[^ ]*\)$|\1@\2|p' "$sources/go.mod")
+    [ -n "$kaniko" ] || fail "$sources/go.mod names no kaniko"
+    ldflags="-X $module/cmd.Version=$version"
+    cd "$sources"
+    if answer=$(module_dir "$kaniko"); then
+        say "building lifecycle $version with $kaniko (about a minute)"
+        install_programs -ldflags "$ldflags"
+        finish "$work/done" "built from $module@v$version and $kaniko" real
+        return
+    fi
+    # Only a server's plain no: whoever has no network shall hear that, and not get something else.
+    refusal=$(echo "$answer" |
+        sed -n 's,^[[:space:]]*"Error": "\(.*reading [^ ]*/@v/[^ ]*: \(403\|404\|410\) [A-Za-z ]*\).*,\1,p')
+    [ -n "$refusal" ] || fail "cannot fetch $kaniko: $answer"
+    say "building lifecycle $version without kaniko, which cannot be had (about a minute)"
+    # A copy, because Go replaces nothing in its module cache. All but internal/extend/kaniko stays.
+    cp -r "$sources" "$work/sources"
+    chmod -R u+w "$work/sources"
+    cd "$work/sources"
+    package=$work/sources/internal/extend/kaniko
+    {
+        printf '{"Replace": {"%s": ""' "$package/dockerfile_applier_test.go"
+        for file in "$here"/stand-in/*.go; do
+            printf ', "%s": "%s"' "$package/$(basename "$file")" "$file"
+        done
+        echo '}}'
+    } >"$work/overlay.json"
+    "$go" vet -mod=readonly -overlay "$work/overlay.json" ./internal/extend/kaniko >&2 ||
+        fail "go vet does not accept $here/stand-in"
+    install_programs -overlay "$work/overlay.json" -ldflags "$ldflags -X $module/cmd.SCMCommit=stand-in"
+    finish "$work/done" "built from $module@v$version, with tests/lifecycle/stand-in in place of kaniko, because: $refusal" stand-in
+}
+
+given=
 if [ -n "${LIFECYCLE_DIR:-}" ]; then
-    origin=given
     given=$(cd "$LIFECYCLE_DIR" && pwd) || fail "LIFECYCLE_DIR=$LIFECYCLE_DIR is no directory"
     check_programs "$given"
-    key=$({ cat "$here/build.sh"; cat "$given/lifecycle" "$given/launcher"; echo "$given"; } |
+else
+    find_go
+fi
+[ "$1" != --check ] || exit 0
+mkdir -p "$1"
+cache=$(cd "$1" && pwd)
+if [ -n "$given" ]; then
+    origin=given
+    key=$({ cat "$here/build.sh" "$given/lifecycle" "$given/launcher"; echo "$given"; } |
         sha256sum | cut -c 1-16)
 else
     origin=built
-    given=
-    find_go
-    key=$({ cat "$here/build.sh"; echo "$found"; "$go" env GOARCH GOPROXY; } |
+    key=$({ cat "$here/build.sh" "$here"/stand-in/*.go; echo "$found"; "$go" env GOARCH GOPROXY; } |
         sha256sum | cut -c 1-16)
 fi
 final=$cache/lifecycle-$origin-$key
@@ -110,11 +156,11 @@ final=$cache/lifecycle-$origin-$key
 # The last words, on every run: nobody shall take one kind for the other.
 announce() {
     case $(cat "$final/KIND") in
-    real*) say "$(cat "$final/KIND")" ;;
+    real:*) say "$(cat "$final/KIND")" ;;
     *)
         say "******************************************************************************"
         say "NOT THE REAL KANIKO: $(cat "$final/KIND")"
-        say "to try again: rm -r $final"
+        [ -n "$given" ] || say "to try again: rm -r $final"
         say "******************************************************************************"
         ;;
     esac
@@ -135,9 +181,10 @@ trap 'exit 1' INT TERM
 mkdir "$work/done"
 if [ -n "$given" ]; then
     cp -L "$given/lifecycle" "$given/launcher" "$work/done/"
-    finish "$work/done" "as found in $given (LIFECYCLE_DIR)"
+    finish "$work/done" "as found in $given, which LIFECYCLE_DIR names"
 else
-    build 9>&-
+    # In a process of its own, which changes directories.
+    (build) 9>&-
     check_programs "$work/done"
 fi
 mv "$work/done" "$final"
