@@ -1,5 +1,6 @@
-# `make demo` shows it, `make test` is the whole gate. Needs Rust (rust-toolchain.toml pins which);
-# what else is missing is installed where it is needed, on Debian, which takes root once.
+# `make demo` shows it, `make test` is the whole gate. Needs Rust (rust-toolchain.toml pins which), and
+# the tests need Go or LIFECYCLE_DIR (tests/lifecycle/README.md); what else is missing is installed
+# where it is needed, on Debian, which takes root once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -16,8 +17,9 @@ DENY_CHECK = $(DENY) --log-level error check --hide-inclusion-graph
 help: ## what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
 
-setup: ## installs what tests and benchmark need (Debian; quick when all is there)
+setup: ## installs what tests and benchmark need (Debian; quick when all is there); Go it only looks for
 	@tests/setup-debian.sh tests
+	@tests/lifecycle/build.sh --check
 
 build: ## target/release/layoutfs
 	@tests/setup-debian.sh build
