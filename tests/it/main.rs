@@ -6,6 +6,7 @@ mod commands;
 mod commit;
 mod commit_model;
 mod finalize;
+mod extend;
 mod formats;
 mod image_works;
 mod layouts;
