@@ -16,9 +16,9 @@ esac
 case $want in build | demo) ;; tests)
     # A registry, the tools that layoutfs is compared with, and what builds the fixture image.
     packages="$packages docker-registry umoci runc podman zstd gzip tar curl debootstrap
-              debian-archive-keyring attr libcap2-bin python3 dpkg util-linux"
+              debian-archive-keyring attr libcap2-bin python3 dpkg util-linux passwd uidmap"
     programs="$programs docker-registry umoci runc podman debootstrap setfattr setcap zstd python3
-              gzip tar dpkg-deb curl flock"
+              gzip tar dpkg-deb curl flock useradd newuidmap newgidmap setpriv unshare"
     ;;
 *) echo "usage: setup-debian.sh build|demo|tests" >&2; exit 2 ;;
 esac
@@ -70,3 +70,19 @@ have_programs || { echo "setup: no $missing_program" >&2; exit 1; }
 [ "$want" = tests ] || exit 0
 grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || true
 grep -qw overlay /proc/filesystems || { echo "setup: no overlay filesystem" >&2; exit 1; }
+
+# An ordinary user, with ids to give to user namespaces: useradd adds them where these files are.
+user=layoutfs-test
+if ! id "$user" >/dev/null 2>&1; then
+    [ "$(id -u)" = 0 ] || { echo "setup: as root: useradd $user" >&2; exit 1; }
+    touch /etc/subuid /etc/subgid
+    useradd --no-create-home --shell /usr/sbin/nologin "$user"
+fi
+for file in /etc/subuid /etc/subgid; do
+    grep -q "^$user:" "$file" || { echo "setup: $file has no range for $user" >&2; exit 1; }
+done
+# As most distributions have it: who cannot open it cannot mount.
+case $(stat -c %a /dev/fuse) in
+*[67]) ;;
+*) chmod 666 /dev/fuse || { echo "setup: as root: chmod 666 /dev/fuse" >&2; exit 1; } ;;
+esac

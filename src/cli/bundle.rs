@@ -10,13 +10,14 @@ use super::background::serve_in_background;
 use super::container::{self, Wanted};
 use super::context::{Context, absolute};
 use super::mount::free_mountpoint;
+use super::rootless;
 use super::serve::Daemon;
 use crate::fetch::{Error, Result};
 use crate::fs::images::ViewKind;
 use crate::layout::runtime::ROOTFS;
 
 pub fn run(context: &Context, args: &args::Bundle, is_child: bool) -> Result<i32> {
-    container::need_root("bundle")?;
+    rootless::need_root("bundle")?;
     let rootfs = absolute(&args.directory)?.join(ROOTFS);
     make_rootfs(&rootfs)?;
     let (rootfs, claim) = free_mountpoint(context, &rootfs)?;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::context::{Context, OpenImage, absolute, print_json};
+use super::rootless;
 use super::units::size;
 use crate::fetch::image::{Image, Selected, document};
 use crate::fetch::layer_file::{self, Compression, LayerFile};
@@ -17,6 +18,7 @@ use crate::fetch::upper::Upper;
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
 use crate::fs::images::{self, ViewKind};
 use crate::fs::ops::View;
+use crate::fs::user_namespace;
 use crate::layout::changeset::{Change, Excluded, Member, plan};
 use crate::layout::entry::Time;
 use crate::layout::oci::append::{
@@ -114,6 +116,12 @@ pub fn run(context: &Context, args: &args::Commit) -> Result<()> {
 pub fn commit(context: &Context, commission: &Commission<'_>) -> Result<Outcome> {
     let latest = source_date()?;
     let upper = Upper::read(commission.upper, &commission.excluded)?;
+    if upper.of_user_namespace && !user_namespace::is_inside() {
+        tracing::warn!(
+            upper = %commission.upper.display(),
+            "written in a user namespace, whose owners are others here: commit it as whoever wrote it"
+        );
+    }
     let beside = match &commission.target {
         Target::Layout(target) => target.parent().unwrap_or(Path::new("/")),
         Target::Extended(target) => target,
@@ -140,13 +148,8 @@ fn check(args: &args::Commit) -> Result<()> {
                        --to";
         return Err(Error::new(ErrorKind::Usage, message));
     }
-    if !rustix::process::geteuid().is_root() {
-        // Without them a layer would lack what was removed, and nobody would know.
-        let message = "commit needs root: nobody else sees the attributes in which overlayfs says \
-                       what was removed";
-        return Err(Error::new(ErrorKind::Local, message));
-    }
-    Ok(())
+    // Without what it hides a layer would lack what was removed, and nobody would know.
+    rootless::check_upper(&args.upper)
 }
 
 /// `SOURCE_DATE_EPOCH`, if it is set.

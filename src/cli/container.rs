@@ -17,7 +17,9 @@ use crate::fetch::how::How;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::ViewKind;
 use crate::fs::mount::Mounted;
+use crate::fs::mounts::{Record, RunDirectory};
 use crate::fs::scratch::{Scratch, make_mount_points};
+use crate::fs::user_namespace;
 use crate::layout::accounts::Accounts;
 use crate::layout::mount_points;
 use crate::layout::runtime::{self, Bind, Setup};
@@ -60,21 +62,6 @@ pub struct Wanted<'a> {
     pub quiet_stdout: bool,
     /// Asked when the rootfs is known.
     pub bind_late: Option<BindLate<'a>>,
-}
-
-/// Only root mounts overlayfs and starts containers.
-///
-/// # Errors
-/// [`ErrorKind::CannotMount`] for anybody else.
-pub fn need_root(command: &str) -> Result<()> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let message = format!(
-        "`{command}` needs root, or a user namespace in which you are root with a mount namespace \
-         of its own: it mounts overlayfs"
-    );
-    Err(Error::new(ErrorKind::CannotMount, message))
 }
 
 /// A scratch directory for a container.
@@ -185,6 +172,7 @@ impl<'a> Wanted<'a> {
             terminal: self.terminal,
             working_directory: directory,
             hostname: HOSTNAME.to_owned(),
+            user_namespace: user_namespace::is_inside(),
         };
         write(&rootfs.with_file_name("config.json"), &runtime::config_json(image, &setup)?)
     }
@@ -225,22 +213,32 @@ pub fn run_to_end(
 /// Local trouble.
 pub fn clear_dead(context: &Context) -> Result<()> {
     let run = context.run_directory()?;
-    for record in run.all() {
-        let Some(scratch) = &record.scratch else { continue };
-        if record.is_alive() || !record.mountpoint.starts_with(scratch) {
-            continue;
-        }
-        tracing::info!(at = %scratch.display(), "clearing what a killed command left");
-        let runtime = scratch.join(RUNTIME_LINK);
-        if runtime.exists() {
-            let container = Container::new(&runtime, scratch, false);
-            context.runtime.block_on(container.forget());
-        }
+    end_dead(&run);
+    for record in dead(&run) {
         if let Err(error) = unmount::clear(&run, &record.mountpoint, Some(&record), true) {
             tracing::warn!(%error, "cannot clear it");
         }
     }
     Ok(())
+}
+
+/// Ends the containers of commands that were killed. Starts no thread.
+pub fn end_dead(run: &RunDirectory) {
+    for scratch in dead(run).filter_map(|record| record.scratch) {
+        tracing::info!(at = %scratch.display(), "clearing what a killed command left");
+        let runtime = scratch.join(RUNTIME_LINK);
+        if runtime.exists() {
+            Container::new(&runtime, &scratch, false).forget();
+        }
+    }
+}
+
+/// What commands wrote down that have a container, and were killed.
+fn dead(run: &RunDirectory) -> impl Iterator<Item = Record> {
+    let in_scratch = |record: &Record| {
+        record.scratch.as_ref().is_some_and(|scratch| record.mountpoint.starts_with(scratch))
+    };
+    run.all().into_iter().filter(move |record| in_scratch(record) && !record.is_alive())
 }
 
 /// Copies of this machine's `resolv.conf` and `hosts`: what a container writes there is its own.

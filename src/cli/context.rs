@@ -16,6 +16,7 @@ use crate::fetch::retry::Retry;
 use crate::fetch::store::{self, Store};
 use crate::fetch::{Deadline, Error, ErrorKind, Result, Source};
 use crate::fs::mounts::RunDirectory;
+use crate::fs::user_namespace;
 use crate::layout::image_argument::{ImageArgument, Selector};
 use crate::layout::oci::Platform;
 use crate::layout::reference::Reference;
@@ -81,7 +82,7 @@ impl Context {
         if let Some(cache) = directory_of("XDG_CACHE_HOME") {
             return Ok(cache.join("layoutfs"));
         }
-        if rustix::process::geteuid().is_root() {
+        if user_namespace::owns_machine() {
             return Ok(PathBuf::from("/var/cache/layoutfs"));
         }
         let home = directory_of("HOME").ok_or_else(|| {
@@ -91,18 +92,12 @@ impl Context {
         Ok(home.join(".cache/layoutfs"))
     }
 
-    /// Where mounts are recorded: `/run/layoutfs` for root, else below `$XDG_RUNTIME_DIR`.
+    /// See [`run_directory`].
     ///
     /// # Errors
     /// Local trouble.
     pub fn run_directory(&self) -> Result<RunDirectory> {
-        let uid = rustix::process::geteuid();
-        let path = match directory_of("XDG_RUNTIME_DIR") {
-            _ if uid.is_root() => PathBuf::from("/run/layoutfs"),
-            Some(directory) => directory.join("layoutfs"),
-            None => std::env::temp_dir().join(format!("layoutfs-{}", uid.as_raw())),
-        };
-        RunDirectory::open(path)
+        run_directory()
     }
 
     /// A sentence for people, on standard error.
@@ -262,6 +257,19 @@ impl Context {
             .or_else(|| selected.descriptor.image_name().and_then(|n| n.parse().ok()));
         Ok(found.into_iter().collect())
     }
+}
+
+/// Where mounts are recorded: `/run/layoutfs` for root, else below `$XDG_RUNTIME_DIR`.
+///
+/// # Errors
+/// Local trouble.
+pub fn run_directory() -> Result<RunDirectory> {
+    let path = match directory_of("XDG_RUNTIME_DIR") {
+        _ if user_namespace::owns_machine() => PathBuf::from("/run/layoutfs"),
+        Some(directory) => directory.join("layoutfs"),
+        None => std::env::temp_dir().join(format!("layoutfs-{}", user_namespace::uid_outside())),
+    };
+    RunDirectory::open(path)
 }
 
 fn nowhere() -> Error {

@@ -25,6 +25,7 @@ mod logging;
 mod mount;
 mod oci_runtime;
 mod progress;
+mod rootless;
 mod run;
 mod serve;
 mod sparse;
@@ -48,7 +49,8 @@ pub fn main() -> ! {
     // clap ends the process itself: 0 after --help and --version, 2 for wrong usage.
     let cli = Cli::parse();
     logging::start(&cli.options, cli.background_child);
-    let context = Context::new(&cli.options);
+    // First of all: only a process of one thread can change its user namespace.
+    let context = rootless::enter(&cli.command).and_then(|()| Context::new(&cli.options));
     let result = context.as_ref().map_err(Clone::clone).and_then(|c| run(c, &cli));
     let code = match result {
         Ok(code) => code,

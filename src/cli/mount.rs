@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::args;
 use super::background::serve_in_background;
 use super::context::Context;
-use super::{serve, unmount};
+use super::{rootless, serve, unmount};
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::ViewKind;
 use crate::fs::mounts::{Claim, canonical_mountpoint, find_mount};
@@ -29,11 +29,10 @@ fn check(args: &args::Mount) -> Result<()> {
     if args.upper.is_some() && args.no_wait {
         return usage("--upper and --no-wait exclude each other: overlayfs needs the tree");
     }
-    if args.upper.is_some() && !rustix::process::geteuid().is_root() {
-        let message = "--upper mounts overlayfs, which needs root";
-        return Err(Error::new(ErrorKind::CannotMount, message));
+    match args.upper {
+        Some(_) => rootless::need_root("mount --upper"),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The canonical mount point; what a crash left there is cleared, what lives there is respected.

@@ -127,7 +127,7 @@ impl<'a> Container<'a> {
                 }
             }
         };
-        self.forget().await;
+        self.forget();
         self.exit_code(status)
     }
 
@@ -140,13 +140,13 @@ impl<'a> Container<'a> {
     }
 
     /// A runtime that was killed itself leaves its container.
-    pub async fn forget(&self) {
+    pub fn forget(&self) {
         if !self.bundle.join("state").join(&self.id).exists() {
             return;
         }
         let mut command = self.command();
         command.args(["delete", "--force"]).arg(&self.id).stderr(Stdio::null());
-        if let Err(error) = command.status().await {
+        if let Err(error) = command.as_std_mut().status() {
             tracing::warn!(%error, "cannot delete the container");
         }
     }

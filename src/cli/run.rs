@@ -14,7 +14,6 @@ use crate::fs::images::ViewKind;
 use crate::layout::runtime::ROOTFS;
 
 pub fn run(context: &Context, args: &args::Run) -> Result<i32> {
-    container::need_root("run")?;
     let runtime = oci_runtime::find(args.runtime.as_deref())?;
     container::clear_dead(context)?;
     let open = Arc::new(context.open(&args.image)?);

@@ -28,6 +28,8 @@ pub struct Upper {
     pub children: Vec<UpperNode>,
     /// Sockets, which no layer can hold.
     pub sockets: u64,
+    /// overlayfs wrote it for root of a user namespace: its marks are in `user.overlay.`.
+    pub of_user_namespace: bool,
     nodes: usize,
 }
 
@@ -39,6 +41,8 @@ struct Marks {
     holds_whiteouts: bool,
     /// Such a file.
     whiteout: bool,
+    /// Where users may write them.
+    of_user_namespace: bool,
 }
 
 impl Upper {
@@ -59,9 +63,17 @@ impl Upper {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(directory, flags, Mode::empty()).map_err(failed)?;
         let device = rustix::fs::fstat(&root).map_err(failed)?.st_dev;
-        let (directory, children) = (directory.to_owned(), Vec::new());
-        let mut upper = Upper { directory, root, device, children, sockets: 0, nodes: 0 };
+        let mut upper = Upper {
+            directory: directory.to_owned(),
+            root,
+            device,
+            children: Vec::new(),
+            sockets: 0,
+            of_user_namespace: false,
+            nodes: 0,
+        };
         let (_, marks) = upper.xattrs(&upper.root, b".")?;
+        upper.of_user_namespace = marks.of_user_namespace;
         upper.children = upper.list(&[], marks.holds_whiteouts, excluded)?;
         Ok(upper)
     }
@@ -172,6 +184,7 @@ impl Upper {
             ErrorKind::Local => e.context(self.shown(path)),
             _ => Error::new(e.kind, format!("{}: {}", self.shown(path), e.message)),
         })?;
+        self.of_user_namespace |= marks.of_user_namespace;
         let Some(mut kind) = self.kind(directory, path, &name, &stat)? else {
             tracing::warn!(path = %self.shown(path), "left out: a layer cannot hold a socket");
             self.sockets += 1;
@@ -301,6 +314,7 @@ type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Marks {
     fn read(&mut self, name: &[u8], mark: &[u8], value: &[u8]) -> Result<()> {
+        self.of_user_namespace |= name.starts_with(b"user.");
         match mark {
             b"opaque" if value == b"y" => self.opaque = true,
             b"opaque" if value == b"x" => self.holds_whiteouts = true,

@@ -13,3 +13,4 @@ pub mod overlay;
 pub mod pending;
 pub mod scratch;
 pub mod status;
+pub mod user_namespace;

@@ -136,6 +136,12 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
         _ if !Path::new("/dev/fuse").exists() => {
             "there is no /dev/fuse: load the fuse module, or give the container --device /dev/fuse"
         }
+        Some(rustix::io::Errno::ACCESS) if !may_open_device() => {
+            "you may not open /dev/fuse: as root `chmod 666 /dev/fuse`, as most distributions have it"
+        }
+        _ if rustix::process::geteuid().is_root() && super::user_namespace::is_inside() => {
+            "root of a user namespace mounts only in a mount namespace of its own: `unshare --mount`"
+        }
         Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
             "no privilege: run as root, give CAP_SYS_ADMIN, or install fuse3 for fusermount3"
         }
@@ -148,6 +154,11 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
     let error = error.to_string();
     let message = format!("cannot mount on {}: {}; {hint}", mountpoint.display(), error.trim());
     Error::new(ErrorKind::CannotMount, message)
+}
+
+fn may_open_device() -> bool {
+    use rustix::fs::Access;
+    rustix::fs::access("/dev/fuse", Access::READ_OK | Access::WRITE_OK).is_ok()
 }
 
 /// Larger READs, where we may: through the mount's backing device in sysfs.

@@ -7,11 +7,16 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
 
+use super::user_namespace;
 use crate::fetch::{Error, ErrorKind, Result};
 
 /// What makes the upper directory describe itself, so that a layer can be made of it: no index, no
 /// redirects, no metadata-only copies. Some kernels default to the opposite.
 const OPTIONS: &str = "index=off,redirect_dir=off,metacopy=off,xino=off";
+
+/// The same in a user namespace, whose root may not set `trusted.*` attributes. The kernel takes
+/// `redirect_dir=off` for "follow", where that is its default, and refuses it with `userxattr`.
+const USER_OPTIONS: &str = "userxattr,index=off,redirect_dir=nofollow,metacopy=off,xino=off";
 
 /// The directory that overlayfs works in: beside the upper directory, on the same filesystem.
 pub fn work_directory(upper: &Path) -> PathBuf {
@@ -32,13 +37,24 @@ pub fn mount(lowers: &[&Path], upper: &Path, mountpoint: &Path) -> Result<()> {
         std::fs::create_dir_all(directory)
             .map_err(|e| Error::local(format!("cannot make {}", directory.display()), &e))?;
     }
+    let is_user = user_namespace::is_inside();
+    if is_user && !user_namespace::takes_user_attributes(&work) {
+        let message = format!(
+            "the filesystem of {} keeps no user.* extended attributes, in which overlayfs marks what \
+             is removed (tmpfs does since Linux 6.6): use a directory on another one, or TMPDIR for \
+             a passing one",
+            upper.display()
+        );
+        return Err(Error::new(ErrorKind::CannotMount, message));
+    }
     if let Some(lower) = lowers.first() {
         take_root_attributes(upper, lower).map_err(|e| {
             let doing = format!("cannot give {} the attributes of /", upper.display());
             Error::local(doing, &e)
         })?;
     }
-    let mut data = format!("{OPTIONS},lowerdir=").into_bytes();
+    let options = if is_user { USER_OPTIONS } else { OPTIONS };
+    let mut data = format!("{options},lowerdir=").into_bytes();
     let lowers: Vec<Vec<u8>> = lowers.iter().map(|lower| escaped(lower)).collect();
     data.extend(lowers.join(&b':'));
     data.extend_from_slice(b",upperdir=");
@@ -46,9 +62,16 @@ pub fn mount(lowers: &[&Path], upper: &Path, mountpoint: &Path) -> Result<()> {
     data.extend_from_slice(b",workdir=");
     data.extend(escaped(&work));
     let failed = |why: &dyn std::fmt::Display| {
+        let needs = match is_user {
+            true => {
+                "in a user namespace it needs Linux 5.11, and a mount namespace of its own (`unshare \
+                 --mount`)"
+            }
+            false => "mounting needs root",
+        };
         let message = format!(
             "cannot mount overlayfs on {}: {why}; the upper directory {} must be on a local \
-             filesystem with extended attributes (not overlayfs itself), and mounting needs root",
+             filesystem with extended attributes (not overlayfs itself), and {needs}",
             mountpoint.display(),
             upper.display()
         );

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::mounts::mounts_below;
+use super::user_namespace;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::layout::mount_points::MountPoint;
 
@@ -22,7 +23,7 @@ pub struct Scratch {
 
 impl Scratch {
     /// A new directory, for its owner only, in the first of `places` that overlayfs can have an
-    /// upper directory in.
+    /// upper directory in; in a user namespace that takes a filesystem with `user.*` attributes.
     ///
     /// # Errors
     /// [`ErrorKind::CannotMount`] when there is none.
@@ -30,6 +31,12 @@ impl Scratch {
         for place in places.iter().filter(|place| is_local(place)) {
             let made = tempfile::Builder::new().prefix("layoutfs-").tempdir_in(place);
             match made {
+                Ok(directory)
+                    if user_namespace::is_inside()
+                        && !user_namespace::takes_user_attributes(directory.path()) =>
+                {
+                    tracing::debug!(place = %place.display(), "no user attributes");
+                }
                 Ok(directory) => return Ok(Scratch { path: directory.keep() }),
                 Err(error) => tracing::debug!(place = %place.display(), %error, "no directory"),
             }

@@ -69,8 +69,13 @@ const MOUNTS: [(&str, &str, &str); 6] = [
     ("/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5"),
     ("/dev/shm", "tmpfs", "nosuid,noexec,nodev,mode=1777,size=65536k"),
     ("/dev/mqueue", "mqueue", "nosuid,noexec,nodev"),
-    ("/sys", "sysfs", "nosuid,noexec,nodev,ro"),
+    (SYS, "sysfs", "nosuid,noexec,nodev,ro"),
 ];
+
+/// A sysfs of its own is for who owns the network namespace; root of a user namespace sees the
+/// machine's, and may not write even what is delegated to its user there.
+const SYS: &str = "/sys";
+const SYS_BIND: &str = "rbind,rprivate,nosuid,noexec,nodev,ro,rro";
 
 /// The network is the host's: registries and mirrors are reached as the caller reaches them.
 const NAMESPACES: [LinuxNamespaceType; 4] = [
@@ -131,6 +136,8 @@ pub struct Setup {
     pub working_directory: String,
     /// The host name inside.
     pub hostname: String,
+    /// It runs in a user namespace, whose root may not do everything.
+    pub user_namespace: bool,
 }
 
 /// What a container of the image runs: `command`, or the image's entrypoint and its arguments.
@@ -189,9 +196,9 @@ pub fn config_json(image: &ImageConfiguration, setup: &Setup) -> Result<Vec<u8>>
         .set_root(Some(root))
         .set_hostname(Some(setup.hostname.clone()))
         .set_process(Some(process(image, setup)))
-        .set_mounts(Some(mounts(&setup.binds)))
+        .set_mounts(Some(mounts(setup)))
         .set_annotations(Some(annotations(image)))
-        .set_linux(Some(linux()));
+        .set_linux(Some(linux(setup)));
     let failed = |e: serde_json::Error| Error::document("config.json", e.to_string());
     // Through a value, whose keys are sorted: the same setup gives the same bytes.
     let mut value = serde_json::to_value(&spec).map_err(failed)?;
@@ -258,7 +265,7 @@ fn environment(image: &ImageConfiguration, setup: &Setup) -> Vec<String> {
     environment
 }
 
-fn mounts(binds: &[Bind]) -> Vec<Mount> {
+fn mounts(setup: &Setup) -> Vec<Mount> {
     let mount = |destination: &str, kind: &str, source: PathBuf, options: &str| {
         let mut mount = Mount::default();
         mount
@@ -268,8 +275,11 @@ fn mounts(binds: &[Bind]) -> Vec<Mount> {
             .set_options(Some(options.split(',').map(str::to_owned).collect()));
         mount
     };
-    let own = MOUNTS.iter().map(|(at, kind, options)| mount(at, kind, (*kind).into(), options));
-    let binds = binds.iter().map(|bind| {
+    let own = MOUNTS.iter().map(|(at, kind, options)| match *at {
+        SYS if setup.user_namespace => mount(at, "bind", at.into(), SYS_BIND),
+        _ => mount(at, kind, (*kind).into(), options),
+    });
+    let binds = setup.binds.iter().map(|bind| {
         // `ro` alone would leave what is mounted beneath the source writable.
         let options = if bind.read_only { "rbind,rprivate,ro,rro" } else { "rbind,rprivate,rw" };
         mount(&bind.destination, "bind", bind.source.clone(), options)
@@ -277,7 +287,7 @@ fn mounts(binds: &[Bind]) -> Vec<Mount> {
     own.chain(binds).collect()
 }
 
-fn linux() -> Linux {
+fn linux(setup: &Setup) -> Linux {
     let namespace = |kind| {
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(kind);
@@ -293,7 +303,8 @@ fn linux() -> Linux {
         .set_namespaces(Some(NAMESPACES.into_iter().map(namespace).collect()))
         .set_masked_paths(Some(MASKED.map(str::to_owned).to_vec()))
         .set_readonly_paths(Some(READ_ONLY.map(str::to_owned).to_vec()))
-        .set_resources(Some(resources));
+        // A user namespace has no devices to give, and its root no control groups.
+        .set_resources(Some(resources).filter(|_| !setup.user_namespace));
     linux
 }
 
@@ -347,6 +358,7 @@ mod tests {
             terminal: false,
             working_directory: "/srv/app".to_owned(),
             hostname: "layoutfs".to_owned(),
+            user_namespace: false,
         }
     }
 
@@ -386,6 +398,22 @@ mod tests {
         let other = converted(json!({}), &setup(&[], 1000));
         assert_eq!(other["process"]["capabilities"].get("effective"), None);
         assert_eq!(other["linux"]["namespaces"].as_array().expect("a list").len(), 4);
+    }
+
+    #[test]
+    fn a_user_namespace_is_not_asked_for_what_it_cannot_have() {
+        let inside = Setup { user_namespace: true, ..setup(&[], 0) };
+        let [machine, inside] = [setup(&[], 0), inside].map(|setup| converted(json!({}), &setup));
+        assert!(machine["linux"]["resources"]["devices"].is_array());
+        assert_eq!(inside["linux"].get("resources"), None);
+        let kinds = |spec: &Value| {
+            let mounts = spec["mounts"].as_array().expect("a list").clone();
+            mounts.iter().map(|m| m["type"].to_string()).collect::<Vec<_>>()
+        };
+        let differing: Vec<_> = std::iter::zip(kinds(&machine), kinds(&inside))
+            .filter(|(machine, inside)| machine != inside)
+            .collect();
+        assert_eq!(differing, [("\"sysfs\"".to_owned(), "\"bind\"".to_owned())]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod proofs;
 mod real;
 mod registry;
 mod requests;
+mod rootless;
 mod source_suite;
 mod support;
 mod support_works;

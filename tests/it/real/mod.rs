@@ -6,8 +6,8 @@
 
 mod commit;
 mod containers;
-mod debian;
+pub mod debian;
 mod layout_view;
 mod paths;
-mod programs;
+pub mod programs;
 mod rootfs;
