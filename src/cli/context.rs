@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::args::Options;
+use super::sources;
 use crate::fetch::auth::keychain::KeychainConfig;
 use crate::fetch::cache::Cache;
 use crate::fetch::failover::Failover;
@@ -23,9 +24,6 @@ use crate::layout::reference::Reference;
 
 /// Decoded spans kept in memory by one mount: a scan needs a few, random readers some tens.
 const SPANS_BYTES_MAX: usize = 32 << 20;
-
-/// The directory name under which `pack` keeps layouts by reference.
-pub const LAYOUT_REPO: &str = "layout-repo";
 
 /// The options and the environment.
 pub struct Context {
@@ -229,33 +227,27 @@ impl Context {
     /// # Errors
     /// A malformed `--source`.
     pub fn source_of(&self, selected: &Selected) -> Result<Option<String>> {
-        let references = self.known_references(selected)?;
-        let name = |r: &Reference| format!("{}/{}", r.registry(), r.repository());
-        Ok(references.first().map(name))
+        Ok(self.sources(selected)?.first().map(sources::repository))
     }
 
-    /// Where the blobs of a layout come from, in order; and the error for when that is nowhere.
+    /// Where the blobs of a layout may be, in the order in which these are asked.
+    ///
+    /// # Errors
+    /// A malformed `--source`.
+    pub fn sources(&self, selected: &Selected) -> Result<Vec<Reference>> {
+        match self.options.source.is_empty() {
+            true => Ok(sources::known(selected, &self.platform)),
+            false => sources::given(&self.options.source),
+        }
+    }
+
+    /// The same, to be asked now; and the error for when that is nowhere.
     fn references(&self, selected: &Selected) -> Result<(Vec<Reference>, Error)> {
         if self.options.offline {
             let message = "it is not local, and --offline is set";
             return Ok((Vec::new(), Error::new(ErrorKind::Offline, message)));
         }
-        Ok((self.known_references(selected)?, nowhere()))
-    }
-
-    fn known_references(&self, selected: &Selected) -> Result<Vec<Reference>> {
-        if !self.options.source.is_empty() {
-            let parsed = self.options.source.iter().map(|s| s.parse::<Reference>());
-            let references = parsed
-                .collect::<std::result::Result<Vec<_>, _>>()
-                .map_err(|e| Error::new(ErrorKind::Usage, format!("--source: {e}")))?;
-            return Ok(references);
-        }
-        let recorded = selected.recorded_source().and_then(|s| s.parse().ok());
-        let found = recorded
-            .or_else(|| reference_of_path(&selected.directory))
-            .or_else(|| selected.descriptor.image_name().and_then(|n| n.parse().ok()));
-        Ok(found.into_iter().collect())
+        Ok((self.sources(selected)?, nowhere()))
     }
 }
 
@@ -292,23 +284,6 @@ pub fn absolute(path: impl AsRef<Path>) -> Result<PathBuf> {
     let path = path.as_ref();
     std::path::absolute(path)
         .map_err(|e| Error::local(format!("cannot resolve {}", path.display()), &e))
-}
-
-/// The reference that a layout's place stands for: relative to `$CNB_LAYOUT_DIR`, or to a directory
-/// called `layout-repo`.
-fn reference_of_path(directory: &Path) -> Option<Reference> {
-    let directory = directory.canonicalize().ok()?;
-    let below = |base: &Path| {
-        let relative = directory.strip_prefix(base).ok()?.to_str()?;
-        Reference::from_layout_path(relative)
-    };
-    if let Some(base) = directory_of("CNB_LAYOUT_DIR").and_then(|base| base.canonicalize().ok())
-        && let Some(reference) = below(&base)
-    {
-        return Some(reference);
-    }
-    let repo = directory.ancestors().find(|a| a.file_name().is_some_and(|n| n == LAYOUT_REPO))?;
-    below(repo)
 }
 
 /// A result on standard output.

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::args;
-use super::context::{Context, LAYOUT_REPO, absolute, directory_of, print_json};
+use super::context::{Context, absolute, directory_of, print_json};
 use crate::fetch::in_place::replace_config;
 use crate::fetch::layout_dir::read_document;
 use crate::fetch::local_image::LocalImage;
 use crate::fetch::run_image;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::layout::Digest;
-use crate::layout::buildpacks::RunImage;
+use crate::layout::buildpacks::{LAYOUT_REPO, RunImage};
 use crate::layout::image_argument::{ImageArgument, Selector};
 use crate::layout::oci::finalize::{Changes, Configs, finalize};
 

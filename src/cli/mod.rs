@@ -28,6 +28,7 @@ mod progress;
 mod rootless;
 mod run;
 mod serve;
+mod sources;
 mod sparse;
 mod status;
 mod units;

@@ -160,7 +160,10 @@ impl Turn {
             .iter()
             .map(|(at, error)| format!("[{}] {error}", self.line.sources[*at].name()))
             .collect();
-        let message = format!("no source could deliver: {}", told.join("; "));
+        let message = format!(
+            "no source could deliver: {}; --source REGISTRY/REPO says where else to ask",
+            told.join("; ")
+        );
         Error { message, ..decisive.clone() }
     }
 }

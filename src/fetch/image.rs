@@ -76,6 +76,25 @@ impl Selected {
     pub fn recorded_source(&self) -> Option<&str> {
         self.descriptor.annotations.get(SOURCE_ANNOTATION).map(String::as_str)
     }
+
+    /// The configuration, when the layout itself has every document that leads there, and each is
+    /// right. Nothing is fetched.
+    pub fn local_config(&self, platform: &Platform) -> Option<ImageConfig> {
+        let mut descriptor = self.descriptor.clone();
+        for _ in 0..=NESTED_INDEXES_MAX {
+            let bytes = local_document(&self.directory, &descriptor).ok()??;
+            match oci::parse_document(&descriptor, &bytes).ok()? {
+                Document::Index(index) => {
+                    descriptor = oci::choose_platform(&index.manifests, platform).ok()?.clone();
+                }
+                Document::Manifest(manifest) => {
+                    let bytes = local_document(&self.directory, &manifest.config).ok()??;
+                    return ImageConfig::parse(&manifest.config, &bytes).ok();
+                }
+            }
+        }
+        None
+    }
 }
 
 impl Image {

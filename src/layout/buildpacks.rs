@@ -18,7 +18,7 @@ const HISTORY_MIDDLE: &str = "', Created by extension: ";
 const HISTORY_CHARS_MAX: usize = 1000;
 
 /// The directory that `pack` shows its phases as the layout directory.
-const LAYOUT_REPO: &str = "layout-repo";
+pub const LAYOUT_REPO: &str = "layout-repo";
 
 /// The table `[run-image]` of `analyzed.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]

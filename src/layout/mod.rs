@@ -24,6 +24,7 @@ pub mod plan;
 pub mod provenance;
 pub mod range;
 pub mod reference;
+pub mod run_image_label;
 pub mod runtime;
 pub mod shadow;
 pub mod sparse;

@@ -66,6 +66,12 @@ impl ImageConfig {
         );
         Ok(ImageConfig { diff_ids, platform, configuration })
     }
+
+    /// The value of one of the image's labels.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        let labels = self.configuration.config().as_ref()?.labels().as_ref()?;
+        labels.get(name).map(String::as_str)
+    }
 }
 
 /// The layers of an image's rootfs, lowest first: each descriptor with its DiffID. Layers that
