@@ -1,18 +1,23 @@
 //! `layoutfs inspect`: what is in an image, from which layer, and how it will be read.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::json;
 
 use super::args;
 use super::context::{Context, OpenImage, print_json};
 use super::progress;
+use super::sources;
 use super::units::size;
 use crate::fetch::Result;
 use crate::fetch::how::How;
+use crate::fetch::kaniko::EMPTY_LAYER_DIFF_ID;
 use crate::fetch::layout_dir::is_present;
 use crate::fs::images::{self, ViewKind};
 use crate::layout::dump;
 use crate::layout::entry::Entry;
+use crate::layout::layout_path::check_existing_layout_path;
 use crate::layout::provenance::{self, Event};
 use crate::layout::tree::Layer;
 
@@ -24,9 +29,21 @@ struct LayerSummary {
     diff_id: String,
     size: u64,
     media_type: String,
+    /// It holds nothing: kaniko needs its blob all the same.
+    empty: bool,
     /// `local` (in the layout), `cached`, or `missing`.
     state: &'static str,
     how: How,
+}
+
+/// What the lifecycle thinks of the layout's place.
+#[derive(Serialize)]
+struct LayoutPath {
+    /// Relative to the layout directory.
+    path: String,
+    legal: bool,
+    /// What it cannot be used for, and the way out.
+    problem: Option<String>,
 }
 
 pub fn run(context: &Context, args: &args::Inspect) -> Result<()> {
@@ -46,16 +63,25 @@ fn summary(context: &Context, open: &OpenImage) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let image = &open.image;
     let total: u64 = layers.iter().fold(0, |sum, l| l.blob.size.saturating_add(sum));
+    let sources: Vec<String> =
+        context.sources(&image.selected)?.iter().map(sources::repository).collect();
+    let path = layout_path(&image.selected.directory);
+    let has_empty_layer = summaries.iter().any(|layer| layer.empty);
+    let mixed = image.manifest.has_mixed_media_types(&image.descriptor.media_type);
     if context.options.json {
         return print_json(&json!({
             "directory": image.selected.directory,
             "name": image.selected.descriptor.ref_name(),
             "source": image.selected.recorded_source(),
+            "sources": sources,
+            "layout_path": path,
             "manifest": image.descriptor.blob.digest.to_string(),
             "media_type": image.descriptor.media_type,
+            "mixed_media_types": mixed,
             "config": image.manifest.config.blob.digest.to_string(),
             "platform": image.config.platform.to_string(),
             "size": total,
+            "has_empty_layer": has_empty_layer,
             "layers": summaries,
         }));
     }
@@ -66,17 +92,40 @@ fn summary(context: &Context, open: &OpenImage) -> Result<()> {
     if let Some(name) = image.selected.descriptor.ref_name() {
         out!("name       {name}");
     }
-    if let Some(source) = image.selected.recorded_source() {
-        out!("source     {source}");
+    match (image.selected.recorded_source(), sources.is_empty()) {
+        (Some(source), _) => out!("source     {source}"),
+        (None, false) => {
+            out!("source     not recorded; asked in this order: {}", sources.join(", "))
+        }
+        (None, true) => out!("source     not known"),
     }
+    match path {
+        Some(LayoutPath { path, problem: None, .. }) => out!("path       {path}"),
+        Some(LayoutPath { problem: Some(problem), .. }) => out!("path       {problem}"),
+        None => {}
+    }
+    if mixed {
+        out!("types      OCI and Docker mixed: umoci and archives for Docker refuse that");
+    }
+    print_layers(&summaries, total);
+    Ok(())
+}
+
+fn print_layers(layers: &[LayerSummary], total: u64) {
     out!("layers     {} ({})", layers.len(), size(total));
-    for layer in &summaries {
+    for layer in layers {
         out!("{:>3}  {}  {:>10}  {}", layer.number, layer.digest, size(layer.size), layer.state);
-        out!("     DiffID {}", layer.diff_id);
+        out!("     DiffID {}{}", layer.diff_id, if layer.empty { " (empty)" } else { "" });
         out!("     {}", layer.media_type);
         out!("     {}", layer.how.describe(&size(layer.size)));
     }
-    Ok(())
+}
+
+/// The layout's place in a layout directory, if it is in one.
+fn layout_path(directory: &Path) -> Option<LayoutPath> {
+    let path = sources::paths_in_layout_dirs(directory).into_iter().next()?;
+    let problem = check_existing_layout_path(&path).err().map(|e| e.to_string());
+    Some(LayoutPath { path, legal: problem.is_none(), problem })
 }
 
 fn summarise(open: &OpenImage, number: usize, layer: &Layer) -> Result<LayerSummary> {
@@ -91,6 +140,7 @@ fn summarise(open: &OpenImage, number: usize, layer: &Layer) -> Result<LayerSumm
         diff_id: layer.diff_id.to_string(),
         size: layer.blob.size,
         media_type: layer.media_type.clone(),
+        empty: layer.diff_id.to_string() == EMPTY_LAYER_DIFF_ID,
         state,
         how: How::of(&open.store, layer)?,
     })

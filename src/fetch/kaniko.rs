@@ -16,7 +16,7 @@ use crate::layout::tree::Layer;
 use crate::layout::{Blob, Digest};
 
 /// The DiffID of a layer without entries: 1024 zero bytes.
-const EMPTY_LAYER_DIFF_ID: &str =
+pub const EMPTY_LAYER_DIFF_ID: &str =
     "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
 
 /// A layer without entries, compressed, is some 30 bytes; a larger one is not fetched.

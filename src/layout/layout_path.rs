@@ -69,6 +69,18 @@ pub fn check_layout_path(path: &str) -> Result<()> {
     }
 }
 
+/// Checks that the lifecycle can use a layout that is at `path` already.
+///
+/// # Errors
+/// As [`Reference::checked_layout_path`]; also for a path that no image has.
+pub fn check_existing_layout_path(path: &str) -> Result<()> {
+    check_layout_path(path)?;
+    match Reference::from_layout_path(path) {
+        Some(reference) => reference.checked_layout_path().map(drop),
+        None => Err(refused(path, "it is not REGISTRY/REPOSITORY/TAG")),
+    }
+}
+
 fn refused(path: &str, reason: &str) -> Error {
     let shown: String = path.chars().take(PATH_CHARS_MAX).collect();
     Error::document(
@@ -111,6 +123,27 @@ mod tests {
         }
         assert!(check_layout_path(&format!("r.io/{}", "a/".repeat(200))).is_err());
         assert!(check_layout_path("r.io/a+b").is_err());
+    }
+
+    #[test]
+    fn a_layout_that_is_there_is_judged_by_its_path() {
+        let long = format!("r.io/{}/v1", "a".repeat(255));
+        for (path, problem) in [
+            ("r.io/a/b", None),
+            ("index.docker.io/library/debian/13", None),
+            ("r.io:5000/a/b", Some("':'")),
+            ("r.io/a/V1", Some("'V'")),
+            ("localhost/a/b", Some("Docker Hub")),
+            ("r.io/a", Some("TAG")),
+            ("", Some("TAG")),
+            (&long, Some("255")),
+        ] {
+            let refused = check_existing_layout_path(path).err().map(|e| e.to_string());
+            match (&refused, problem) {
+                (Some(error), Some(part)) => assert!(error.contains(part), "{path}: {error}"),
+                _ => assert_eq!(refused.as_deref(), problem, "{path}"),
+            }
+        }
     }
 
     #[test]

@@ -159,6 +159,15 @@ impl Manifest {
             }
         }
     }
+
+    /// Some of its media types (its own, as the descriptor says it, the config's, the layers') are
+    /// Docker's, and some OCI's. The lifecycle exports such images, and some tools refuse them.
+    pub fn has_mixed_media_types(&self, own: &str) -> bool {
+        let layers = self.layers.iter().map(|layer| &*layer.media_type);
+        let types = || [own, &self.config.media_type].into_iter().chain(layers.clone());
+        let is_of = |family: &str| types().any(|t| t.starts_with(family));
+        is_of("application/vnd.docker.") && is_of("application/vnd.oci.")
+    }
 }
 
 /// Proves `bytes` against the descriptor that led to them, and parses them. The kind is judged by

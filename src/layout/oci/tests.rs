@@ -196,3 +196,29 @@ fn layer_media_types_of_both_families_hint_at_their_compression() {
         assert_eq!(layer_compression(media_type), expected, "{media_type}");
     }
 }
+
+#[test]
+fn media_types_of_both_families_are_mixed_wherever_they_stand() {
+    let [oci, docker] = [
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    ];
+    let mixed = |own: &str, config: &str, layers: &[&str]| {
+        let blob = Blob { digest: Digest::sha256_of(b""), size: 0 };
+        let manifest = Manifest {
+            media_type: None,
+            artifact_type: None,
+            config: Descriptor::new(config, blob),
+            layers: layers.iter().map(|layer| Descriptor::new(*layer, blob)).collect(),
+            subject: None,
+            annotations: BTreeMap::new(),
+        };
+        manifest.has_mixed_media_types(own)
+    };
+    assert!(!mixed(OCI_MANIFEST, OCI_CONFIG, &[oci, oci]));
+    assert!(!mixed(DOCKER_MANIFEST, DOCKER_CONFIG, &[docker]));
+    assert!(!mixed("", OCI_CONFIG, &[]));
+    assert!(mixed(OCI_MANIFEST, OCI_CONFIG, &[oci, docker]));
+    assert!(mixed(OCI_MANIFEST, DOCKER_CONFIG, &[]));
+    assert!(mixed(DOCKER_MANIFEST, DOCKER_CONFIG, &[oci]));
+}
