@@ -3,19 +3,23 @@
 use std::process::Command;
 
 use super::debian::{Debian, TOOL_LIMIT, described, digest_of, hex, tool};
-use crate::support::mount::run;
+use crate::support::mount::{Room, run};
 
 /// Runs a podman that shares nothing with the machine's, in the room: it makes a repository name
 /// of an `oci:` path, and a temporary path has upper-case letters, which such a name may not have.
 pub fn podman(debian: &Debian, args: &[&str]) -> String {
-    let dir = debian.room.path().join("podman");
+    podman_in(&debian.room, args)
+}
+
+/// The same with the images of another room.
+pub fn podman_in(room: &Room, args: &[&str]) -> String {
+    let dir = room.path().join("podman");
     let [root, runroot] = ["root", "run"].map(|name| dir.join(name).to_str().unwrap().to_owned());
     let own = ["--root", &root, "--runroot", &runroot, "--storage-driver", "overlay"];
     // The runtime that the set-up installs: another one may be there, and not fit the machine.
     let runtime = ["--runtime", "runc"];
     let mut command = Command::new("podman");
-    run(command.args(own).args(runtime).args(args).current_dir(debian.room.path()), TOOL_LIMIT)
-        .success()
+    run(command.args(own).args(runtime).args(args).current_dir(room.path()), TOOL_LIMIT).success()
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! are never left out. The image is made once (`tests/fixtures/debian-image.sh`) and kept in
 //! `target/fixtures`.
 
+mod app_layout;
 mod commit;
 mod containers;
 pub mod debian;

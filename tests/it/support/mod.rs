@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test uses its part, and the demo registry another.
 
 pub mod answer;
+pub mod app;
 pub mod faults;
 pub mod image;
 pub mod layer;
