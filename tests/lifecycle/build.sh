@@ -10,7 +10,7 @@
 #
 # LIFECYCLE_DIR, when set, names a directory with lifecycle and launcher: those two are used. Else
 # they are built, which takes Go >= 1.26.6 ($GO, `go` on PATH, /usr/local/go/bin/go) and, the first
-# time, a Go module proxy and two minutes. `build.sh --check` says whether there is one or the other.
+# time, a Go module proxy and minutes. `build.sh --check` fails when there is neither.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 version=0.21.17
@@ -99,21 +99,22 @@ install_programs() {
 
 build() {
     sources=$(module_dir "$module@v$version") || fail "cannot fetch $module: $sources"
-    kaniko=$(sed -n 's|^[[:space:]]*\(github.com/osscontainertools/kaniko\) \(v[^ ]*\)$|\1@\2|p' "$sources/go.mod")
+    kaniko=$(sed -n 's|^[[:space:]]*\(github.com/osscontainertools/kaniko\) \(v[^ ]*\)$|\1@\2|p' \
+        "$sources/go.mod")
     [ -n "$kaniko" ] || fail "$sources/go.mod names no kaniko"
     ldflags="-X $module/cmd.Version=$version"
     cd "$sources"
     if answer=$(module_dir "$kaniko"); then
-        say "building lifecycle $version with $kaniko (about a minute)"
+        say "building lifecycle $version with $kaniko (minutes, the first time)"
         install_programs -ldflags "$ldflags"
         finish "$work/done" "built from $module@v$version and $kaniko" real
         return
     fi
     # Only a server's plain no: whoever has no network shall hear that, and not get something else.
-    refusal=$(echo "$answer" |
-        sed -n 's,^[[:space:]]*"Error": "\(.*reading [^ ]*/@v/[^ ]*: \(403\|404\|410\) [A-Za-z ]*\).*,\1,p')
+    refusal=$(echo "$answer" | sed -n \
+    's,^[[:space:]]*"Error": "\(.*reading [^ ]*/@v/[^ ]*: \(403\|404\|410\) [A-Za-z ]*\).*,\1,p')
     [ -n "$refusal" ] || fail "cannot fetch $kaniko: $answer"
-    say "building lifecycle $version without kaniko, which cannot be had (about a minute)"
+    say "building lifecycle $version without kaniko, which cannot be had (minutes, the first time)"
     # A copy, because Go replaces nothing in its module cache. All but internal/extend/kaniko stays.
     cp -r "$sources" "$work/sources"
     chmod -R u+w "$work/sources"
@@ -128,8 +129,10 @@ build() {
     } >"$work/overlay.json"
     "$go" vet -mod=readonly -overlay "$work/overlay.json" ./internal/extend/kaniko >&2 ||
         fail "go vet does not accept $here/stand-in"
-    install_programs -overlay "$work/overlay.json" -ldflags "$ldflags -X $module/cmd.SCMCommit=stand-in"
-    finish "$work/done" "built from $module@v$version, with tests/lifecycle/stand-in in place of kaniko, because: $refusal" stand-in
+    install_programs -overlay "$work/overlay.json" \
+        -ldflags "$ldflags -X $module/cmd.SCMCommit=stand-in"
+    finish "$work/done" "built from $module@v$version, with tests/lifecycle/stand-in in place of \
+kaniko, because: $refusal" stand-in
 }
 
 given=
@@ -175,6 +178,8 @@ if [ -d "$final" ]; then
     exit 0
 fi
 
+# Whoever left one was killed: it had the lock.
+rm -rf "$cache"/lifecycle-work-*
 work=$(mktemp -d "$cache/lifecycle-work-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM

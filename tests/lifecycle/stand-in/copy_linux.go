@@ -161,26 +161,32 @@ func (b *build) destination(name, dest string) string {
 	if isDir(path) {
 		path = filepath.Join(path, name)
 	}
+	if name == "" && !strings.HasSuffix(path, "/") {
+		path += "/"
+	}
 	return path
 }
 
-// Symlinks on the way are followed, the last name is not, so that it is replaced.
+// Symlinks on the way are followed; the last name is not, so that it is replaced, unless a slash says
+// that it is a directory.
 func resolve(path string) (string, error) {
-	path = filepath.Clean(path)
 	rest := ""
 	if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
 		path, rest = filepath.Dir(path), filepath.Base(path)
 	}
-	for {
-		real, err := filepath.EvalSymlinks(path)
+	for path != "/" {
+		_, err := os.Lstat(path)
 		if err == nil {
-			return filepath.Join(real, rest), nil
+			real, err := filepath.EvalSymlinks(path)
+			return filepath.Join(real, rest), err
 		}
-		if _, missing := os.Lstat(path); !os.IsNotExist(missing) || path == "/" {
-			return "", err
+		if !os.IsNotExist(err) {
+			return "", fmt.Errorf("failed to lstat: %w", err)
 		}
-		path, rest = filepath.Dir(path), filepath.Join(filepath.Base(path), rest)
+		dir, name := filepath.Split(path)
+		path, rest = filepath.Clean(dir), filepath.Join(name, rest)
 	}
+	return filepath.Join("/", rest), nil
 }
 
 // Numbers of the owner of what is copied: --chown, else USER, else ours.
