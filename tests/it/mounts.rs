@@ -212,7 +212,30 @@ fn readers_that_wait_together_fail_together() {
     let made = registry.blob_requests(&digest).len();
     assert!(made <= 2, "{made} attempts");
     registry.clear_faults();
-    assert!(fs::read(mount.path().join("f0")).is_ok(), "the next read tries again");
+    until("a later read tries again", || fs::read(mount.path().join("f0")).is_ok());
+}
+
+#[test]
+fn many_files_of_a_source_that_is_gone_fail_as_soon_as_one() {
+    let (registry, room) = (Registry::start(), Room::new());
+    let files = (0..40).map(|i| format!("file f{i} *1000\n")).collect::<String>();
+    let image = ImageBuilder::new().layer(LayerBuilder::text(&files), Compression::Gzip).build();
+    image.push(&registry, "team/app", "v1");
+    let reference = format!("docker://{}", registry.reference("team/app", "v1"));
+    room.mount(&reference, &[]).unmount();
+    room.layoutfs(&["cache", "prune"]);
+    let digest = image.layers[0].digest;
+    registry.inject(Fault::new(Action::Stall).blob(&digest).always());
+    let mount = room.mount(&reference, &["--deadline", "1s"]);
+    registry.clear();
+    for i in 0..40 {
+        assert!(fs::read(mount.path().join(format!("f{i}"))).is_err());
+    }
+    // One of each second at most, and a machine may be busy.
+    let made = registry.blob_requests(&digest).len();
+    assert!(made <= 10, "{made} attempts, each as long as the deadline");
+    registry.clear_faults();
+    until("a later read tries again", || fs::read(mount.path().join("f0")).is_ok());
 }
 
 #[test]
