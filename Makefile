@@ -29,7 +29,9 @@ demo: ## a registry, a sparse layout, a mount, and how few bytes moved
 	@tests/setup-debian.sh demo
 	@tests/demo/demo.sh
 
+# First what shows in seconds whether extending a run image works at all.
 test: setup fmt lint deny ## the whole gate, which is what .ci/run runs
+	$(CARGO) test --locked --test it lifecycle::smoke
 	$(CARGO) test --locked
 
 fmt:

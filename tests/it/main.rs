@@ -11,6 +11,7 @@ mod formats;
 mod hydrate_app;
 mod image_works;
 mod layouts;
+mod lifecycle;
 mod listing_works;
 mod merge_model;
 mod mounts;

@@ -24,7 +24,7 @@ fn run_v1(debian: &Debian, args: &[&str]) -> Outcome {
 
 /// Nothing is left in `directory`, nor mounted there.
 #[track_caller]
-fn assert_clean(directory: &Path) {
+pub fn assert_clean(directory: &Path) {
     let mounted: Vec<_> =
         mountpoints().into_iter().filter(|path| path.starts_with(directory)).collect();
     assert_eq!(mounted, [""; 0].map(PathBuf::from), "nothing stays mounted");

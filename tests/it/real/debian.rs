@@ -21,7 +21,7 @@ pub const TOOL_LIMIT: Duration = Duration::from_secs(300);
 const REGISTRY_START_LIMIT: Duration = Duration::from_secs(20);
 
 /// The repository of the image's variants; the script says what each tag is.
-const REPOSITORY: &str = "debian/run";
+pub const REPOSITORY: &str = "debian/run";
 
 /// What the tests of this group share while any of them runs.
 pub struct Debian {
@@ -124,6 +124,11 @@ impl Debian {
         dir
     }
 
+    /// The fixture once more, from a registry whose requests are one's own.
+    pub fn own_registry(&self) -> Registry {
+        Registry::serve(self.dir.join("registry"), true)
+    }
+
     /// An empty directory in the room.
     pub fn new_dir(&self, name: &str) -> PathBuf {
         let prefix = format!("{name}-");
@@ -142,6 +147,7 @@ pub struct Registry {
     /// `127.0.0.1:PORT`.
     pub address: String,
     storage: PathBuf,
+    access: PathBuf,
     _dir: TempDir,
 }
 
@@ -151,7 +157,6 @@ impl Registry {
         let configuration = dir.path().join("registry.json");
         let settings = serde_json::json!({
             "version": "0.1",
-            "log": { "accesslog": { "disabled": true } },
             "storage": {
                 "filesystem": { "rootdirectory": storage },
                 "maintenance": { "readonly": { "enabled": read_only } },
@@ -160,13 +165,13 @@ impl Registry {
         });
         // JSON is YAML.
         std::fs::write(&configuration, settings.to_string()).unwrap();
-        let log = dir.path().join("log");
+        let (log, access) = (dir.path().join("log"), dir.path().join("access"));
         // The shell's stdin closes when this process ends, however it ends; so does the registry.
         let mut shell = Command::new("sh")
             .args(["-c", "docker-registry serve \"$1\" & read -r _; kill $!; wait", "sh"])
             .arg(&configuration)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(File::create(&access).unwrap())
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
@@ -183,7 +188,12 @@ impl Registry {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        Registry { shell, address, storage, _dir: dir }
+        Registry { shell, address, storage, access, _dir: dir }
+    }
+
+    /// Its access log, a line for each request: `… "GET /v2/NAME/blobs/DIGEST HTTP/1.1" 206 SIZE …`.
+    pub fn access_log(&self) -> &Path {
+        &self.access
     }
 
     /// A blob's bytes, from the storage itself.

@@ -6,7 +6,7 @@
 
 mod app_layout;
 mod commit;
-mod containers;
+pub mod containers;
 pub mod debian;
 mod layout_view;
 mod paths;
