@@ -4,6 +4,8 @@
 use layoutfs::fetch::auth::challenge::parse_challenges;
 use layoutfs::fetch::auth::config_file::ConfigFile;
 use layoutfs::fetch::registry::content_range::parse_content_range;
+use layoutfs::layout::accounts::Accounts;
+use layoutfs::layout::buildpacks::{Extension, PlatformApi, RunImage};
 use layoutfs::layout::entry::Entry;
 use layoutfs::layout::error::{Error, Result};
 use layoutfs::layout::image_argument::ImageArgument;
@@ -12,7 +14,9 @@ use layoutfs::layout::index::{LayerIndex, check, saved};
 use layoutfs::layout::oci::finalize::{self, Configs};
 use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
 use layoutfs::layout::reference::Reference;
+use layoutfs::layout::shadow::{Judge, SourceKind};
 use layoutfs::layout::tar::TarParser;
+use layoutfs::layout::tree::Builder;
 use layoutfs::layout::{Blob, Digest, codec};
 
 /// A target's body.
@@ -190,6 +194,51 @@ pub fn references(bytes: &[u8]) {
     if reference.checked_layout_path().is_ok() && !is_ambiguous {
         let back = Reference::from_layout_path(&path).expect("a path that we made");
         assert_eq!(back.repository(), reference.repository());
+    }
+}
+
+/// A user, a line of an account file and a line of a group file are resolved or refused; a number
+/// is always itself.
+pub fn accounts(bytes: &[u8]) {
+    let mut parts = bytes.splitn(3, |byte| *byte == 0);
+    let mut part = || parts.next().unwrap_or_default();
+    let user = String::from_utf8_lossy(part()).into_owned();
+    let accounts = Accounts { passwd: part().to_vec(), group: part().to_vec() };
+    if let (Ok(found), Ok(uid)) = (accounts.resolve(&user), user.parse::<u32>()) {
+        assert_eq!(found.uid, uid);
+    }
+}
+
+/// What the lifecycle's phases and extensions wrote is read or refused: no path leads out, and
+/// whatever is said of a Dockerfile is said of a line that it has.
+pub fn phases(bytes: &[u8]) {
+    if let Ok(Some(run_image)) = RunImage::parse_analyzed(bytes) {
+        for mounted_at in [None, Some("/layout-repo"), Some("")] {
+            for path in run_image.layout_paths(mounted_at) {
+                assert!(path.split('/').all(|n| !matches!(n, "" | "." | "..")), "{path}");
+            }
+            let _ = run_image.image_name(mounted_at);
+        }
+    }
+    let api = PlatformApi::FIRST;
+    for extension in Extension::parse_group(bytes).unwrap_or_default() {
+        assert!(!extension.dockerfile(api).split('/').any(|name| name == ".."));
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let tree = Builder::new(Vec::new()).finish();
+    let shadowed = ["usr", "opt"].map(str::to_owned).into();
+    let mut judge = Judge::new(&tree, &shadowed, None);
+    let kind = |path: &str| match path.len() % 3 {
+        0 => SourceKind::File,
+        1 => SourceKind::Archive,
+        _ => SourceKind::Other,
+    };
+    if judge.read("x", text, kind).is_ok() {
+        for objection in judge.objections() {
+            let line = objection.at.strip_prefix("x:").and_then(|line| line.parse().ok());
+            let lines = text.bytes().filter(|byte| *byte == b'\n').count() + 1;
+            assert!(line.is_some_and(|line: usize| (1..=lines).contains(&line)), "{objection:?}");
+        }
     }
 }
 

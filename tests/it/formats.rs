@@ -130,7 +130,7 @@ fn an_index_that_version_1_saved_is_what_a_scan_finds() {
 
 #[test]
 fn the_fuzz_bodies_hold_for_their_seeds_and_all_fixtures() {
-    let bodies: [(&str, bodies::Body); 7] = [
+    let bodies: [(&str, bodies::Body); 9] = [
         ("tar", bodies::tar),
         ("scan", bodies::scan),
         ("saved_index", bodies::saved_index),
@@ -138,6 +138,8 @@ fn the_fuzz_bodies_hold_for_their_seeds_and_all_fixtures() {
         ("references", bodies::references),
         ("headers", bodies::headers),
         ("finalize", bodies::finalize),
+        ("accounts", bodies::accounts),
+        ("phases", bodies::phases),
     ];
     for (target, body) in bodies {
         let seeds = files_in(&format!("fuzz/seeds/{target}"));
