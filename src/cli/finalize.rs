@@ -31,7 +31,8 @@ struct Below {
 enum Outcome {
     /// Nothing, and why.
     Unchanged(String),
-    Changed(Digest, Changes),
+    /// The new manifest, what its configuration has now, and how many layers have another media type.
+    Changed(Digest, Changes, usize),
 }
 
 pub fn run(context: &Context, args: &args::Finalize) -> Result<()> {
@@ -58,8 +59,8 @@ pub fn run(context: &Context, args: &args::Finalize) -> Result<()> {
     let outcome = match finalized {
         None => Outcome::Unchanged("it has the extended image's settings already".to_owned()),
         Some(finalized) => {
-            let digest = replace_config(&exported, &finalized.config)?;
-            Outcome::Changed(digest, finalized.changes)
+            let (digest, retyped) = replace_config(&exported, &finalized.config)?;
+            Outcome::Changed(digest, finalized.changes, retyped)
         }
     };
     report(context, &exported, Some(&below), &outcome)
@@ -166,11 +167,11 @@ fn report(
 ) -> Result<()> {
     let directory = exported.directory();
     let none = Changes::default();
-    let (digest, changes, reason) = match outcome {
+    let (digest, changes, retyped, reason) = match outcome {
         Outcome::Unchanged(reason) => {
-            (exported.selected.descriptor.blob.digest, &none, Some(reason))
+            (exported.selected.descriptor.blob.digest, &none, 0, Some(reason))
         }
-        Outcome::Changed(digest, changes) => (*digest, changes, None),
+        Outcome::Changed(digest, changes, retyped) => (*digest, changes, *retyped, None),
     };
     if context.options.json {
         let named = |image: &LocalImage| image.selected.descriptor.blob.digest.to_string();
@@ -184,6 +185,7 @@ fn report(
             "env": changes.env,
             "labels": changes.labels,
             "settings": changes.settings,
+            "layers_retyped": retyped,
         }));
     }
     let list = |what: &str, names: &[String]| match names {
@@ -195,7 +197,7 @@ fn report(
             context.say(format_args!("{}: nothing to change: {reason}", directory.display()));
         }
         None => context.say(format_args!(
-            "{}: changed {}; {}; {}",
+            "{}: changed {}; {}; {}; media types of {retyped} layers",
             directory.display(),
             list("environment", &changes.env),
             list("labels", &changes.labels),

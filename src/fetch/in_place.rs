@@ -12,24 +12,27 @@ use super::image::local_document;
 use super::layout_dir::{blob_path, is_present, read_blob_document};
 use super::local_image::LocalImage;
 use crate::layout::oci::append::append_to_manifest;
-use crate::layout::oci::finalize::replace_manifest;
+use crate::layout::oci::finalize::{replace_manifest, with_one_family};
 use crate::layout::oci::{
     Descriptor, Document, ImageIndex, NESTED_INDEXES_MAX, is_document, parse_document,
 };
 use crate::layout::{Blob, Digest};
 
-/// Gives `image` the configuration `config`; its layers stay untouched. Each new file has owner and
+/// Gives `image` the configuration `config`, and its layers media types of one family; the layers
+/// themselves stay untouched. Each new file has owner and
 /// permissions of the one that it replaces. Whenever this ends, the layout has the one image or the
-/// other, whole. Gives the digest of the new manifest.
+/// other, whole. Gives the digest of the
+/// new manifest, and the number of layers whose media type is another now.
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] for folders that are links; local trouble. Then the image is the former one.
-pub fn replace_config(image: &LocalImage, config: &[u8]) -> Result<Digest> {
+pub fn replace_config(image: &LocalImage, config: &[u8]) -> Result<(Digest, usize)> {
     let directory = image.directory();
     let old = image.selected.descriptor.blob.digest;
     let named = |e: crate::layout::Error| Error::from(e).context(directory.display());
     let config_blob = blob_of(config);
     let manifest = append_to_manifest(&image.manifest_bytes, None, &config_blob).map_err(named)?;
+    let (manifest, retyped) = with_one_family(&manifest).map_err(named)?;
     let manifest_blob = blob_of(&manifest);
     let index = replace_manifest(&image.selected.index_bytes, &old, &manifest_blob);
     let index = index.map_err(named)?;
@@ -53,7 +56,7 @@ pub fn replace_config(image: &LocalImage, config: &[u8]) -> Result<Digest> {
     }
     put(&index_path, &index, &index_like)?;
     remove_unless_referred_to(directory, &index, &[old, old_config]);
-    Ok(manifest_blob.digest)
+    Ok((manifest_blob.digest, retyped))
 }
 
 fn blob_of(bytes: &[u8]) -> Blob {

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::append::object;
-use super::{check_size, parse_json};
+use super::{DOCKER_MANIFEST, check_size, parse_json};
 use crate::layout::digest::{Blob, Digest};
 use crate::layout::error::{Error, Result};
 
@@ -23,6 +23,15 @@ pub const LIFECYCLE_METADATA: &str = "io.buildpacks.lifecycle.metadata";
 
 /// What only the application can know.
 const OF_THE_APPLICATION: [&str; 3] = ["WorkingDir", "Entrypoint", "Cmd"];
+
+/// The media types of equal layers, in OCI's words and in Docker's.
+const LAYER_TYPES: [(&str, &str); 2] = [
+    (
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    ),
+    ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"),
+];
 
 /// The configurations of three images.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +89,36 @@ pub fn finalize(configs: Configs<'_>, run_image: &str) -> Result<Option<Finalize
     let config = exported.to_string().into_bytes();
     check_size("the finalized configuration", config.len() as u64)?;
     Ok(Some(Finalized { config, changes }))
+}
+
+/// `manifest` with the media types of one family, its own; and how many layers had others. The
+/// lifecycle puts layers of Docker's types on a base of OCI's: the bytes are the same, but tools that
+/// convert between the families refuse such a manifest.
+///
+/// # Errors
+/// [`Error::Document`] when it is no manifest.
+pub fn with_one_family(manifest: &[u8]) -> Result<(Vec<u8>, usize)> {
+    let mut value: Value = parse_json("manifest", manifest)?;
+    object(&mut value, "manifest")?;
+    let of = |value: &Value| value.get("mediaType").and_then(Value::as_str).map(str::to_owned);
+    let is_docker = of(&value).as_deref() == Some(DOCKER_MANIFEST);
+    let layers = value.get_mut("layers").and_then(Value::as_array_mut);
+    let mut changed = 0;
+    for layer in layers.into_iter().flatten() {
+        let Some(media_type) = of(layer) else { continue };
+        let pair = LAYER_TYPES
+            .iter()
+            .find(|(oci, docker)| media_type == *(if is_docker { oci } else { docker }));
+        if let Some((oci, docker)) = pair {
+            let own = if is_docker { docker } else { oci };
+            object(layer, "manifest")?.insert("mediaType".to_owned(), (*own).into());
+            changed += 1;
+        }
+    }
+    match changed {
+        0 => Ok((manifest.to_vec(), 0)),
+        _ => Ok((value.to_string().into_bytes(), changed)),
+    }
 }
 
 /// The index (or `index.json`) `index` with manifest `new` wherever it names `old`; annotations
@@ -207,13 +246,15 @@ fn labels(settings: &Map<String, Value>) -> Result<Map<String, Value>> {
 
 /// `extended`, and what `exported` has other than `base`. (`io.buildpacks.rebasable` needs no rule
 /// of its own: the extender writes it into the extended image, and the exporter does not touch it.)
+/// The lifecycle's own label is the application's, even where it says what the base's says: a base
+/// may be an application image itself.
 fn merge_labels(
     base: &Map<String, Value>,
     mut extended: Map<String, Value>,
     exported: &Map<String, Value>,
 ) -> Map<String, Value> {
     for (name, value) in exported {
-        if base.get(name) != Some(value) {
+        if name == LIFECYCLE_METADATA || base.get(name) != Some(value) {
             extended.insert(name.clone(), value.clone());
         }
     }

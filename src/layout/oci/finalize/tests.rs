@@ -224,6 +224,9 @@ proptest! {
     ) {
         let mut expected = extended.clone();
         let mut labels = labels(extended.as_object().unwrap()).unwrap();
+        if let Some(own) = base.pointer(&format!("/Labels/{LIFECYCLE_METADATA}")) {
+            labels.insert(LIFECYCLE_METADATA.to_owned(), own.clone());
+        }
         name_run_image(&mut labels, RUN_IMAGE).unwrap();
         if !labels.is_empty() {
             expected["Labels"] = labels.into();
@@ -232,4 +235,36 @@ proptest! {
         let same = compare(after.as_object().unwrap(), expected.as_object().unwrap());
         prop_assert_eq!(same, Ok(Changes::default()));
     }
+}
+
+#[test]
+fn the_lifecycles_label_stays_even_where_the_base_says_the_same() {
+    let of = |reference: &str| json!({"Labels": {LIFECYCLE_METADATA: metadata(reference)}});
+    let (after, changes) = merged(of(RUN_IMAGE), json!({}), of("/run@sha256:0"));
+    assert_eq!(changes.labels, [LIFECYCLE_METADATA]);
+    assert_eq!(after, of(RUN_IMAGE));
+}
+
+#[test]
+fn layers_get_the_media_types_of_their_manifest() {
+    let [(gzip, docker_gzip), (plain, docker_plain)] = LAYER_TYPES;
+    let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
+    let manifest = |own: &str, layers: &[&str]| {
+        let layers: Vec<Value> =
+            layers.iter().map(|media_type| json!({"mediaType": media_type, "size": 1})).collect();
+        json!({"mediaType": own, "x": 1, "layers": layers})
+    };
+    let typed = |own: &str, layers: &[&str]| {
+        let (bytes, changed) = with_one_family(&bytes(&manifest(own, layers))).unwrap();
+        (serde_json::from_slice::<Value>(&bytes).unwrap(), changed)
+    };
+    let oci = "application/vnd.oci.image.manifest.v1+json";
+    let mixed = [gzip, docker_gzip, docker_plain, zstd];
+    assert_eq!(typed(oci, &mixed), (manifest(oci, &[gzip, gzip, plain, zstd]), 2));
+    assert_eq!(typed("", &mixed).1, 2, "a manifest without a type of its own is OCI's");
+    let expected = manifest(DOCKER_MANIFEST, &[docker_gzip, docker_gzip, docker_plain, zstd]);
+    assert_eq!(typed(DOCKER_MANIFEST, &mixed), (expected, 1));
+    let same = bytes(&manifest(oci, &[gzip]));
+    assert_eq!(with_one_family(&same), Ok((same, 0)), "byte for byte");
+    with_one_family(b"[]").expect_err("no manifest");
 }
