@@ -10,6 +10,7 @@ mod counts;
 mod fixture;
 mod flow;
 mod images;
+mod modes;
 mod phases;
 mod programs;
 mod refusals;
