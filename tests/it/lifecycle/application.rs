@@ -40,6 +40,14 @@ impl Image {
         layers.iter().map(|layer| layer["digest"].as_str().unwrap()).collect()
     }
 
+    /// Of the manifest, the configuration and the layers: what they are called.
+    pub fn media_types(&self) -> BTreeSet<&str> {
+        let layers = self.manifest["layers"].as_array().unwrap().iter();
+        let config = &self.manifest["config"];
+        let described = layers.chain([&self.index["manifests"][0], config]);
+        described.map(|described| described["mediaType"].as_str().unwrap()).collect()
+    }
+
     pub fn diff_ids(&self) -> Vec<&str> {
         texts(&self.config["rootfs"]["diff_ids"])
     }
