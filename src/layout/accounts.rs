@@ -59,8 +59,11 @@ impl Accounts {
             None => (wanted, None),
         };
         let user = if user.is_empty() { "0" } else { user };
-        let known = self.users().find(|u| u.name == user.as_bytes());
-        let known = known.or_else(|| self.users().find(|u| Some(u.uid) == id(user.as_bytes())));
+        // A number is a number, also where somebody is called by one.
+        let known = match id(user.as_bytes()) {
+            Some(uid) => self.users().find(|u| u.uid == uid),
+            None => self.users().find(|u| u.name == user.as_bytes()),
+        };
         let (uid, own_gid, home) = match &known {
             Some(known) => (known.uid, known.gid, known.home),
             None => match id(user.as_bytes()) {
@@ -78,8 +81,8 @@ impl Accounts {
     }
 
     fn gid(&self, group: &str) -> Result<u32> {
-        let named = self.groups().find(|g| g.name == group.as_bytes()).map(|g| g.gid);
-        named.or_else(|| id(group.as_bytes())).ok_or_else(|| unknown("group", group, "/etc/group"))
+        let named = || self.groups().find(|g| g.name == group.as_bytes()).map(|g| g.gid);
+        id(group.as_bytes()).or_else(named).ok_or_else(|| unknown("group", group, "/etc/group"))
     }
 
     /// The groups that list `user`, ascending, without its own.
@@ -166,8 +169,8 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_digits_is_a_name_first() {
-        assert_eq!(resolved("42"), (7, 8, vec![], "/seven".to_owned()));
+    fn a_number_is_a_number_even_where_somebody_is_called_by_it() {
+        assert_eq!(resolved("42"), (42, 0, vec![], "/".to_owned()));
     }
 
     #[test]
