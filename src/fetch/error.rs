@@ -63,6 +63,11 @@ impl Error {
         self
     }
 
+    /// The source, or the way to it, is at fault, and nobody knows for how long.
+    pub fn is_trouble(&self) -> bool {
+        matches!(self.kind, ErrorKind::Network | ErrorKind::DeadlinePassed)
+    }
+
     /// Trying again, the same or another source, can help.
     pub fn is_temporary(&self) -> bool {
         matches!(self.kind, ErrorKind::Network)

@@ -6,7 +6,6 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
@@ -28,10 +27,6 @@ const GAP_BYTES: u64 = 256 << 10;
 /// The longest single request for spans.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
 
-/// After a read has failed that was tried as long as may be, for so long others fail at once: who
-/// reads a thousand files of a source that is gone must not wait a thousand times.
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// Reads one uncompressed layer.
 pub struct LayerReader {
     store: Arc<Store>,
@@ -43,8 +38,6 @@ pub struct LayerReader {
     decoding: Flights<()>,
     fetching: Flights<usize>,
     part: Mutex<Option<Part>>,
-    /// When reading from the source failed last, and how.
-    failed: Mutex<Option<(Instant, Error)>>,
 }
 
 impl LayerReader {
@@ -68,7 +61,6 @@ impl LayerReader {
             decoding: Flights::default(),
             fetching: Flights::default(),
             part: Mutex::default(),
-            failed: Mutex::default(),
             store,
             layer,
         })
@@ -113,30 +105,6 @@ impl LayerReader {
         if let Some(read) = self.read_now(tar, &mut out) {
             return read.map(|()| out.freeze());
         }
-        if let Some(error) = self.just_failed() {
-            return Err(error);
-        }
-        let read = self.read_missing(tar, out, deadline).await;
-        if let Err(error) = &read
-            && is_dear(error)
-        {
-            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((Instant::now(), error.clone()));
-        }
-        read
-    }
-
-    fn just_failed(&self) -> Option<Error> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE).map(|(_, error)| error.clone())
-    }
-
-    async fn read_missing(
-        self: &Arc<Self>,
-        tar: ByteRange,
-        mut out: BytesMut,
-        deadline: Deadline,
-    ) -> Result<Bytes> {
         if !self.seekable {
             let decoded = self.decode_whole().await?;
             return blocking(move || decoded.read(tar, &mut out).map(|()| out.freeze())).await;
@@ -342,12 +310,6 @@ impl LayerReader {
             tracing::warn!(%error, "reading on without keeping bytes on disk");
         }
     }
-}
-
-/// It took time or bytes to find out, and would again.
-fn is_dear(error: &Error) -> bool {
-    use ErrorKind::{DeadlinePassed, DigestMismatch, Network};
-    matches!(error.kind, Network | DeadlinePassed | DigestMismatch)
 }
 
 /// Runs what computes or reads disks on a thread that may.

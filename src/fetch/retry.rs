@@ -1,13 +1,15 @@
 //! Source around a Source: tries again what is temporary, and goes on at the byte where a body
-//! broke. Never beyond the deadline.
+//! broke. Never beyond the deadline; and without patience for a source that was gone a moment ago.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::record::Counters;
 use super::resume::{Break, Reopen, Resumed};
-use super::{Body, BoxFuture, Deadline, Error, Result, Source};
+use super::{Body, BoxFuture, Chunks, Deadline, Error, ErrorKind, Result, Source};
 use crate::layout::Blob;
 use crate::layout::range::ByteRange;
 
@@ -25,41 +27,140 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// bad line breaks often and still arrives.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
+/// A source that was tried in vain is on probation at least so long. (Longer if that took longer.)
+const PROBATION_MIN: Duration = Duration::from_secs(5);
+
+/// How long the first answer on probation may take; each failure halves it.
+const PROBE_FIRST: Duration = Duration::from_millis(500);
+
+/// No probe is shorter: a registry nearby answers within this.
+const PROBE_MIN: Duration = Duration::from_millis(20);
+
 /// A source that does not give up at once.
 pub struct Retry {
     inner: Arc<dyn Source>,
     counters: Arc<Counters>,
+    conduct: Arc<Conduct>,
+}
+
+/// How a source has behaved. One that was tried in vain, as long as may be, is on probation: each
+/// read asks it once, so that a source that is back is seen at once, and a thousand readers of one
+/// that is not do not wait a thousand times.
+#[derive(Default)]
+struct Conduct(Mutex<Option<Probation>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Probation {
+    until: Instant,
+    /// How long the first byte of the next answer may take.
+    probe: Duration,
 }
 
 /// How often the same bytes were tried.
 struct Attempts {
     inner: Arc<dyn Source>,
     counters: Arc<Counters>,
+    conduct: Arc<Conduct>,
+    began: Instant,
     failed: u32,
+}
+
+/// A body whose first bytes are here.
+struct Begun {
+    first: Option<Bytes>,
+    rest: Body,
 }
 
 impl Retry {
     /// Tries `inner` again; the retries are counted in `counters`.
     pub fn new(inner: Arc<dyn Source>, counters: Arc<Counters>) -> Self {
-        Retry { inner, counters }
+        Retry { inner, counters, conduct: Arc::default() }
     }
 
-    async fn read_patiently(
+    async fn read_again(&self, blob: &Blob, range: ByteRange, deadline: Deadline) -> Result<Body> {
+        let mut attempts = Attempts {
+            inner: Arc::clone(&self.inner),
+            counters: Arc::clone(&self.counters),
+            conduct: Arc::clone(&self.conduct),
+            began: Instant::now(),
+            failed: 0,
+        };
+        let body = match self.conduct.probe() {
+            Some(probe) => self.read_once(blob, range, deadline, probe).await?,
+            None => match self.inner.read(blob, range, deadline).await {
+                Ok(body) => body,
+                Err(error) => {
+                    let rest = range;
+                    let broken = Break { error, blob: *blob, rest, arrived_bytes: 0, deadline };
+                    attempts.reopen(broken).await?
+                }
+            },
+        };
+        Ok(Resumed::around(*blob, body, deadline, attempts))
+    }
+
+    /// One attempt, which has `probe` to bring the first bytes; the others then have the usual
+    /// patience.
+    async fn read_once(
         &self,
         blob: &Blob,
         range: ByteRange,
         deadline: Deadline,
+        probe: Duration,
     ) -> Result<Body> {
-        let (inner, counters) = (Arc::clone(&self.inner), Arc::clone(&self.counters));
-        let mut attempts = Attempts { inner, counters, failed: 0 };
-        let body = match self.inner.read(blob, range, deadline).await {
-            Ok(body) => body,
-            Err(error) => {
-                let broken = Break { error, blob: *blob, rest: range, arrived_bytes: 0, deadline };
-                attempts.again(broken).await?
-            }
+        let begin = async {
+            let mut rest = self.inner.read(blob, range, deadline).await?;
+            let first = rest.next().await?;
+            Ok(Body::new(rest.range, Box::new(Begun { first, rest })))
         };
-        Ok(Resumed::around(*blob, body, deadline, attempts))
+        let read = tokio::time::timeout(probe, begin).await.unwrap_or_else(|_| {
+            let message = format!("{}: no answer within {probe:?}", self.inner.name());
+            Err(Error::new(ErrorKind::DeadlinePassed, message))
+        });
+        self.conduct.probed(read.as_ref().err());
+        read.map_err(|error| error.context("asked once, because it failed a moment ago"))
+    }
+}
+
+impl Conduct {
+    fn lock(&self) -> MutexGuard<'_, Option<Probation>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long an answer may take; `None`: the source is not on probation.
+    fn probe(&self) -> Option<Duration> {
+        self.lock().filter(|probation| Instant::now() < probation.until).map(|p| p.probe)
+    }
+
+    /// Everything was tried since `began`.
+    fn failed(&self, began: Instant, error: &Error) {
+        let now = Instant::now();
+        let mut probation = self.lock();
+        if error.is_trouble() && probation.is_none_or(|probation| probation.until <= now) {
+            let until = now + (now - began).max(PROBATION_MIN);
+            *probation = Some(Probation { until, probe: PROBE_FIRST });
+        }
+    }
+
+    fn probed(&self, error: Option<&Error>) {
+        let mut probation = self.lock();
+        *probation = match error {
+            Some(error) if error.is_trouble() => {
+                probation.map(|p| Probation { probe: (p.probe / 2).max(PROBE_MIN), ..p })
+            }
+            _ => None,
+        };
+    }
+}
+
+impl Chunks for Begun {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>>> {
+        Box::pin(async move {
+            match self.first.take() {
+                Some(first) => Ok(Some(first)),
+                None => self.rest.next().await,
+            }
+        })
     }
 }
 
@@ -70,7 +171,7 @@ impl Source for Retry {
         range: ByteRange,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Body>> {
-        Box::pin(self.read_patiently(blob, range, deadline))
+        Box::pin(self.read_again(blob, range, deadline))
     }
 
     fn name(&self) -> String {
@@ -106,7 +207,15 @@ impl Attempts {
 
 impl Reopen for Attempts {
     fn reopen(&mut self, broken: Break) -> BoxFuture<'_, Result<Body>> {
-        Box::pin(self.again(broken))
+        // Bytes that arrived were not waited for in vain.
+        let began = if broken.arrived_bytes > 0 { Instant::now() } else { self.began };
+        Box::pin(async move {
+            let opened = self.again(broken).await;
+            if let Err(error) = &opened {
+                self.conduct.failed(began, error);
+            }
+            opened
+        })
     }
 }
 

@@ -377,7 +377,7 @@ fn fail(
 ) {
     counters.count_error();
     let path = String::from_utf8_lossy(&view.tree().path(id)).into_owned();
-    tracing::error!(path, %error, "a read failed; a later one tries again");
+    tracing::error!(path, %error, "a read failed; the next one tries again");
     reply.error(errno::of_read(error.kind));
 }
 

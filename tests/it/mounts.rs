@@ -212,7 +212,7 @@ fn readers_that_wait_together_fail_together() {
     let made = registry.blob_requests(&digest).len();
     assert!(made <= 2, "{made} attempts");
     registry.clear_faults();
-    until("a later read tries again", || fs::read(mount.path().join("f0")).is_ok());
+    assert!(fs::read(mount.path().join("f0")).is_ok(), "the next read tries again");
 }
 
 #[test]
@@ -226,16 +226,17 @@ fn many_files_of_a_source_that_is_gone_fail_as_soon_as_one() {
     room.layoutfs(&["cache", "prune"]);
     let digest = image.layers[0].digest;
     registry.inject(Fault::new(Action::Stall).blob(&digest).always());
-    let mount = room.mount(&reference, &["--deadline", "1s"]);
+    let deadline = Duration::from_secs(4);
+    let mount = room.mount(&reference, &["--deadline", "4s"]);
     registry.clear();
+    let began = Instant::now();
     for i in 0..40 {
         assert!(fs::read(mount.path().join(format!("f{i}"))).is_err());
     }
-    // One of each second at most, and a machine may be busy.
-    let made = registry.blob_requests(&digest).len();
-    assert!(made <= 10, "{made} attempts, each as long as the deadline");
+    // One waits its deadline. The others ask, and have little time for it.
+    assert!(began.elapsed() < 8 * deadline, "{:?} for 40 files", began.elapsed());
     registry.clear_faults();
-    until("a later read tries again", || fs::read(mount.path().join("f0")).is_ok());
+    assert!(fs::read(mount.path().join("f0")).is_ok(), "the next read tries again");
 }
 
 #[test]
