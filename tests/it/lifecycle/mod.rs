@@ -7,6 +7,7 @@
 mod application;
 mod build;
 mod counts;
+mod dockerfiles;
 mod fixture;
 mod flow;
 mod images;
