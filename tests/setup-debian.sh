@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs Debian packages: `setup-debian.sh build|demo|tests`, each set within the next. Quick when
-# everything is there, and fails when anything is missing afterwards, because a test that cannot run
-# must not look like one that passed.
+# Installs Debian packages: `setup-debian.sh build|demo|tests`, each set within the next, and
+# `extension`, for the demo's second half. Quick when everything is there, and fails when anything is
+# missing afterwards, because a test that cannot run must not look like one that passed.
 set -eu
 
 # Debian keeps some of these where only root's PATH looks.
@@ -9,18 +9,22 @@ PATH=$PATH:/usr/sbin:/sbin
 want=${1:-tests}
 packages="gcc libc6-dev ca-certificates"
 programs="cc"
-case $want in build) ;; demo | tests)
+case $want in build) ;; demo | extension | tests)
     packages="$packages fuse3 skopeo"
     programs="$programs fusermount3 skopeo"
 esac
-case $want in build | demo) ;; tests)
+case $want in build | demo) ;; extension)
+    packages="$packages runc busybox-static"
+    programs="$programs runc busybox"
+    ;;
+tests)
     # A registry, the tools that layoutfs is compared with, and what builds the fixture image.
     packages="$packages docker-registry umoci runc podman zstd gzip tar curl debootstrap
               debian-archive-keyring attr libcap2-bin python3 dpkg util-linux passwd uidmap"
     programs="$programs docker-registry umoci runc podman debootstrap setfattr setcap zstd python3
               gzip tar dpkg-deb curl flock useradd newuidmap newgidmap setpriv unshare"
     ;;
-*) echo "usage: setup-debian.sh build|demo|tests" >&2; exit 2 ;;
+*) echo "usage: setup-debian.sh build|demo|extension|tests" >&2; exit 2 ;;
 esac
 
 have_programs() {
@@ -34,7 +38,7 @@ installed() {
 }
 
 missing=
-# For build and demo any distribution will do that has the programs.
+# For all but the tests any distribution will do that has the programs.
 if [ "$want" = tests ] || ! have_programs; then
     for package in $packages; do
         installed "$package" || missing="$missing $package"
@@ -67,7 +71,7 @@ have_programs || { echo "setup: no $missing_program" >&2; exit 1; }
     exit 1
 }
 [ -w /dev/fuse ] || { echo "setup: as root: chmod 666 /dev/fuse" >&2; exit 1; }
-[ "$want" = tests ] || exit 0
+case $want in extension | tests) ;; *) exit 0 ;; esac
 grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || true
 grep -qw overlay /proc/filesystems || { echo "setup: no overlay filesystem" >&2; exit 1; }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What layoutfs does, shown with a registry of its own on loopback: a sparse layout, both views,
-# and how few bytes moved, counted by the registry. Leaves nothing behind but the build.
+# and how few bytes moved, counted by the registry. Then extension.sh, where it can. Leaves nothing
+# behind but the build.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,7 +13,7 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/layoutfs-demo.XXXXXX")
 registry_pid=
 
 # A cache of its own, so that the demo begins with nothing.
-layoutfs() { "$bin/layoutfs" "$@" --cache-dir "$dir/cache"; }
+layoutfs() { "$bin/layoutfs" "$1" --cache-dir "$dir/cache" "${@:2}"; }
 
 stop_registry() {
     [ -n "$registry_pid" ] || return 0
@@ -53,7 +54,6 @@ run() {
 die() { echo "demo: $*" >&2; exit 1; }
 # What moved since the last time that this was asked, as the registry's log tells it: lines of
 # "GET path bytes=FIRST-LAST -> status".
-told=0
 moved() {
     tail -n "+$((told + 1))" requests | awk -F '[ =-]+' '
         $3 == "bytes" { bytes += $5 - $4 + 1 }
@@ -61,19 +61,27 @@ moved() {
     told=$(wc -l < requests)
 }
 
+# Starts it with these options; its log begins anew. Gives its address.
+start_registry() {
+    rm -f port
+    "$bin/examples/demo-registry" --port-file port --log "$@" >requests 2>registry.log &
+    registry_pid=$!
+    for _ in $(seq 300); do
+        [ ! -s port ] || break
+        kill -0 "$registry_pid" 2>/dev/null || die 'the registry does not start'
+        sleep 0.1
+    done
+    [ -s port ] || die 'the registry does not answer'
+    told=0
+    address=127.0.0.1:$(cat port)
+}
+
 mkdir "$dir/rootfs" "$dir/layout"
 cd "$dir"
 
 title '1. A registry with an image in it, on loopback'
-"$bin/examples/demo-registry" --port-file port --with-sample --log >requests 2>registry.log &
-registry_pid=$!
-for _ in $(seq 300); do
-    [ -s port ] && break
-    kill -0 "$registry_pid" 2>/dev/null || die 'the registry does not start'
-    sleep 0.1
-done
-[ -s port ] || die 'the registry does not answer'
-reference=127.0.0.1:$(cat port)/demo/app:latest
+start_registry --with-sample
+reference=$address/demo/app:latest
 cat registry.log
 
 title '2. A sparse layout of it: the manifest, the configuration, no layer'
@@ -125,6 +133,9 @@ stop_registry
 run layoutfs mount oci:image rootfs --offline -q
 run cat rootfs/etc/os-release
 run layoutfs unmount rootfs
+
+# shellcheck source=tests/demo/extension.sh
+. "$here/tests/demo/extension.sh"
 
 title 'Done'
 echo "The program is $bin/layoutfs; README.md has a tour with an image of yours."

@@ -1,5 +1,5 @@
-//! The test registry as a program, for `make demo` and for trying things out:
-//! `demo-registry --port-file F [--with-sample] [--log]` serves until it is killed.
+//! The test registry as a program, for `make demo` and for trying things out: `demo-registry --port-file F [--with-sample] [--with-buildpack-images BUSYBOX] [--log]` serves
+//! until it is killed.
 
 #![allow(clippy::unwrap_used, dead_code)] // The demo uses a part of the test support.
 
@@ -24,16 +24,19 @@ use std::process::ExitCode;
 
 use registry::Registry;
 
-const USAGE: &str = "usage: demo-registry --port-file FILE [--with-sample] [--log]";
+const USAGE: &str = "usage: demo-registry --port-file FILE [--with-sample] \
+    [--with-buildpack-images BUSYBOX] [--log]";
 
 fn main() -> ExitCode {
     let mut port_file = None;
+    let mut busybox = None;
     let (mut with_sample, mut log) = (false, false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--port-file" => port_file = args.next().map(PathBuf::from),
             "--with-sample" => with_sample = true,
+            "--with-buildpack-images" => busybox = args.next().map(PathBuf::from),
             "--log" => log = true,
             _ => {
                 port_file = None;
@@ -52,6 +55,21 @@ fn main() -> ExitCode {
         eprintln!("{} holds {} MB", registry.reference("demo/app", "latest"), {
             image.layer_bytes() / 1_000_000
         });
+    }
+    if let Some(busybox) = busybox {
+        let bytes = match std::fs::read(&busybox) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                eprintln!("cannot read {}: {error}", busybox.display());
+                return ExitCode::FAILURE;
+            }
+        };
+        let images = sample::buildpack_images(&bytes);
+        for (image, repository) in images.iter().zip(["demo/build", "demo/run"]) {
+            image.push(&registry, repository, "latest");
+            let megabytes = image.layer_bytes() / 1_000_000;
+            eprintln!("{} holds {megabytes} MB", registry.reference(repository, "latest"));
+        }
     }
     if log {
         registry.print_requests();

@@ -1,41 +1,90 @@
-//! The demo's image: four layers shaped like an application image (system, language, its
-//! packages, the application), made from nothing and always the same. Two layers are one gzip
-//! member, as most builders write them; two can be entered in the middle, one of each format.
+//! The demo's images, made from nothing and always the same. The first has four layers shaped like
+//! an application image (system, language, its packages, the application): two are one gzip member,
+//! as most builders write them; two can be entered in the middle, one of each format. The others
+//! are for buildpacks.
 
 use serde_json::json;
 
 use super::image::{Image, ImageBuilder};
 use super::layer::{Compression, LayerBuilder, generated};
 
+/// Layers by how they are made and stored.
+type Plan = (fn() -> LayerBuilder, Compression);
+
+const SPAN_BYTES: usize = 1 << 20;
+const PATH: &str = "PATH=/usr/local/bin:/usr/bin:/bin";
+
 /// About 60 MB as stored; a program that starts needs a few files of it.
 pub fn image() -> Image {
-    const SPAN_BYTES: usize = 1 << 20;
-    let plan: [(fn() -> LayerBuilder, Compression); 4] = [
+    let plan: [Plan; 4] = [
         (system, Compression::Gzip),
         (language, Compression::Gzip),
         (packages, Compression::GzipMembers(SPAN_BYTES)),
         (application, Compression::ZstdFrames(SPAN_BYTES)),
     ];
+    with_layers(ImageBuilder::new(), &plan)
+        .empty_step("CMD [\"/app/server\"]")
+        .setting("Env", json!([PATH]))
+        .setting("Cmd", json!(["/app/server"]))
+        .setting("WorkingDir", json!("/app"))
+        .build()
+}
+
+/// What buildpacks build in, and what their applications run on: the first is small, the second
+/// about 30 MB as stored, in layers that can be entered in the middle. `busybox` is a static
+/// program, which is the shell of both.
+pub fn buildpack_images(busybox: &[u8]) -> [Image; 2] {
+    let members = Compression::GzipMembers(SPAN_BYTES);
+    let labels = json!({
+        "io.buildpacks.base.id": "example.demo",
+        "io.buildpacks.base.distro.name": "demo",
+        "io.buildpacks.base.distro.version": "1",
+        "io.buildpacks.rebasable": "true",
+    });
+    let accounts = LayerBuilder::text(
+        "dir etc
+         file etc/passwd = root:x:0:0:root:/root:/bin/sh\\ncnb:x:1000:1000::/home/cnb:/bin/sh\\n
+         file etc/group = root:x:0:\\ncnb:x:1000:\\n",
+    );
+    let build = ImageBuilder::new()
+        .layer(accounts.dir("tmp", 0o1777), members)
+        .layer(shell(busybox, "build"), members);
+    let plan: [Plan; 3] = [(system, members), (language, members), (packages, members)];
+    let run = with_layers(ImageBuilder::new(), &plan).layer(shell(busybox, "run"), members);
+    [build, run].map(|image| {
+        let image = image.setting("Env", json!([PATH])).setting("Labels", labels.clone());
+        image.setting("User", json!("1000:1000")).build()
+    })
+}
+
+fn with_layers(builder: ImageBuilder, plan: &[Plan]) -> ImageBuilder {
     // Compressing takes nearly all the time, so each layer has a thread.
-    let layers = plan.map(|(layer, compression)| {
+    let threads = plan.iter().map(|&(layer, compression)| {
         std::thread::spawn(move || {
             let tar = layer().tar();
             let blob = compression.compress(&tar);
             (tar, blob, compression)
         })
     });
-    let mut builder = ImageBuilder::new();
-    for layer in layers {
+    let threads: Vec<_> = threads.collect();
+    threads.into_iter().fold(builder, |builder, layer| {
         let (tar, blob, compression) = layer.join().expect("layers are made from constants");
-        builder = builder.layer_of_blob(&tar, blob, compression);
-    }
-    let path = "PATH=/usr/local/bin:/usr/bin:/bin";
-    builder
-        .empty_step("CMD [\"/app/server\"]")
-        .setting("Env", json!([path]))
-        .setting("Cmd", json!(["/app/server"]))
-        .setting("WorkingDir", json!("/app"))
-        .build()
+        builder.layer_of_blob(&tar, blob, compression)
+    })
+}
+
+/// Of each image its own, so that none has it from the other.
+fn shell(busybox: &[u8], image: &str) -> LayerBuilder {
+    let layer = LayerBuilder::new()
+        .dir("usr", 0o755)
+        .dir("usr/bin", 0o755)
+        .file("usr/bin/busybox", 0o755, busybox.to_vec())
+        .file("etc/image", 0o644, format!("{image}\n"))
+        .symlink("bin", "usr/bin");
+    let programs = "sh cat chmod cp id mkdir rm true wc";
+    programs
+        .split(' ')
+        .fold(layer, |layer, name| layer.symlink(&format!("usr/bin/{name}"), "busybox"))
 }
 
 fn system() -> LayerBuilder {
