@@ -12,8 +12,8 @@ use super::fixture;
 use super::phases::{self, BuildRoot, FOLDERS, Phase};
 use super::programs::Programs;
 use crate::real::containers::assert_clean;
-use crate::real::debian::{Debian, TOOL_LIMIT};
-use crate::support::mount::{Outcome, Room, run};
+use crate::real::debian::{Debian, REPOSITORY, TOOL_LIMIT};
+use crate::support::mount::{Mount, Outcome, Room, run};
 
 /// What the run image is called in the layout directory; its registry's name has a port, which the
 /// phases cannot read.
@@ -201,26 +201,44 @@ impl Build {
         Image::read(&application)
     }
 
-    /// Writes what the phases before the extender would have written, for `DOCKERFILE`.
+    /// Writes what the phases before the extender would have written, for one extension.
     pub fn write_phases(&self, digest: &str, dockerfile: &str) {
+        self.write_phases_for(digest, &[("ex/ext", dockerfile)]);
+    }
+
+    /// The same for extensions by id, which are applied in this order.
+    pub fn write_phases_for(&self, digest: &str, extensions: &[(&str, &str)]) {
         let place = "/layout-repo/reg.example/cnb/run/base";
         let analyzed = format!(
             "[run-image]\nreference = \"{place}@{digest}\"\nimage = \"{place}\"\nextend = true\n"
         );
-        let group = "[[group]]\nid = \"ex/bp\"\nversion = \"0.0.1\"\napi = \"0.10\"\n\
-            [[group-extensions]]\nid = \"ex/ext\"\nversion = \"0.0.1\"\napi = \"0.10\"\n";
+        let mut group =
+            "[[group]]\nid = \"ex/bp\"\nversion = \"0.0.1\"\napi = \"0.10\"\n".to_owned();
+        for (id, dockerfile) in extensions {
+            group += &format!(
+                "[[group-extensions]]\nid = \"{id}\"\nversion = \"0.0.1\"\napi = \"0.10\"\n"
+            );
+            let name = id.replace('/', "_");
+            let generated = match self.api {
+                "0.12" => format!("layers/generated/run/{name}/Dockerfile"),
+                _ => format!("layers/generated/{name}/run.Dockerfile"),
+            };
+            fixture::file(&self.path(&generated), dockerfile);
+        }
         let metadata = "[[buildpacks]]\nid = \"ex/bp\"\nversion = \"0.0.1\"\napi = \"0.10\"\n\
             [[processes]]\ntype = \"web\"\ncommand = [\"cat\", \"/extended.txt\"]\n\
             direct = true\nbuildpack-id = \"ex/bp\"\n";
-        let generated = match self.api {
-            "0.12" => "layers/generated/run/ex_ext/Dockerfile",
-            _ => "layers/generated/ex_ext/run.Dockerfile",
-        };
         fixture::file(&self.path("layers/analyzed.toml"), &analyzed);
-        fixture::file(&self.path("layers/group.toml"), group);
+        fixture::file(&self.path("layers/group.toml"), &group);
         fixture::file(&self.path("layers/config/metadata.toml"), metadata);
-        fixture::file(&self.path(generated), dockerfile);
         self.give_to_builder();
+    }
+
+    /// The extended image, mounted.
+    pub fn mount_extended(&self) -> Mount {
+        let source = format!("{}/{REPOSITORY}", self.debian.registry.address);
+        let image = self.extended();
+        self.room.mount(image.dir.to_str().unwrap(), &["--source", &source])
     }
 }
 

@@ -21,8 +21,8 @@ fn requests_for(registry: &Registry, digests: &[&str]) -> usize {
 fn flow(api: &'static str, tag: &str, mode: &str) -> Build {
     let build = Build::new(api);
     let registry = build.debian.own_registry();
-    let repository = format!("{}/{REPOSITORY}", registry.address);
-    let digest = build.sparse(&format!("{repository}:{tag}"), RUN_IMAGE);
+    let reference = format!("{}/{REPOSITORY}:{tag}", registry.address);
+    let digest = build.sparse(&reference, RUN_IMAGE);
     assert_eq!(digest, build.debian.manifest_digest(tag), "the registry's bytes are kept");
     let base = Image::read(&build.run_image());
     let layer_requests = || requests_for(&registry, &base.layers());
@@ -47,12 +47,8 @@ fn flow(api: &'static str, tag: &str, mode: &str) -> Build {
     assert_eq!(build.finalize().digest, application.digest, "a second time changes nothing");
     assert_eq!(layer_requests(), requests, "no layer is asked for after the extender");
 
-    build.room.layoutfs(&[
-        "hydrate",
-        build.application().to_str().unwrap(),
-        "--source",
-        &repository,
-    ]);
+    // The application's label names the run image, whose layout says where it came from.
+    build.room.layoutfs(&["hydrate", build.application().to_str().unwrap()]);
     Image::read(&build.application()).assert_whole();
     build
 }

@@ -8,6 +8,7 @@ mod application;
 mod build;
 mod counts;
 mod dockerfiles;
+mod extensions;
 mod fixture;
 mod flow;
 mod images;

@@ -4,7 +4,6 @@
 use std::time::SystemTime;
 
 use super::build::{Build, RUN_IMAGE, read};
-use crate::real::debian::REPOSITORY;
 use crate::support::listing::{Facts, Listing};
 
 /// More than this test may take, less than until the times that the fixture has in the future.
@@ -40,9 +39,7 @@ fn extended(mode: &str) -> Listing {
     let digest = build.sparse(&build.debian.reference("stack"), RUN_IMAGE);
     build.write_phases(&digest, DOCKERFILE);
     build.extend(mode);
-    let image = build.extended();
-    let source = format!("{}/{REPOSITORY}", build.debian.registry.address);
-    let mount = build.room.mount(image.dir.to_str().unwrap(), &["--source", &source]);
+    let mount = build.mount_extended();
     assert_eq!(read(&mount.path().join("work/here/file")), "relative\n");
     Listing::of(mount.path())
 }
