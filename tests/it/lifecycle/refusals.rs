@@ -20,6 +20,7 @@ use crate::support::registry::Registry;
 /// The extender's own exit code for a failure.
 const EXTENDER_FAILED: i32 = 102;
 /// Ours.
+const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const INVALID: i32 = 3;
 const NOT_FOUND: i32 = 5;
@@ -102,6 +103,18 @@ fn a_registry_that_dies_in_the_middle_fails_the_extender() {
         build.extend(mode);
         build.extended();
     }
+}
+
+#[test]
+fn a_registry_that_says_nothing_more_is_waited_for_once() {
+    let build = Build::with_empty_cache("0.13");
+    let registry = served(&build.debian, "stack");
+    prepared(&build, &registry, "stack", DOCKERFILE);
+    index_and_forget(&build);
+    let layer = base_layer(&build.debian, "stack");
+    registry.inject(Fault::new(Action::Stall).blob(&layer).always());
+    let outcome = build.try_extend(&["--mode", "shadow", "--deadline", "2s"]);
+    assert_failed(&build, &outcome, EXTENDER_FAILED);
 }
 
 #[test]
@@ -213,6 +226,54 @@ fn a_full_disk_fails_the_command_and_the_extender() {
         let told = format!("{}{}", outcome.stdout, outcome.stderr);
         assert!(told.contains("No space left on device"), "{outcome}");
     }
+}
+
+#[test]
+fn a_full_disk_of_the_layers_leaves_no_image() {
+    let build = Build::new("0.13");
+    let digest = build.sparse(&build.debian.reference("stack"), RUN_IMAGE);
+    let command = "RUN head -c 32M /dev/urandom >/srv/large\n";
+    build.write_phases(&digest, &format!("{HEAD}{command}{TAIL}"));
+    let extended = build.path("layers/extended");
+    std::fs::create_dir(&extended).unwrap();
+    let _small = SmallDisk::on(extended);
+    let outcome = build.try_extend(&["--mode", "shadow"]);
+    assert_failed(&build, &outcome, FAILED);
+    assert!(outcome.stderr.contains("No space left on device"), "{outcome}");
+}
+
+#[test]
+fn a_full_disk_of_the_cache_is_told() {
+    let build = Build::with_empty_cache("0.13");
+    let digest = build.sparse(&build.debian.reference("stack"), RUN_IMAGE);
+    build.write_phases(&digest, DOCKERFILE);
+    std::fs::remove_dir_all(build.room.cache_dir()).unwrap();
+    std::fs::create_dir(build.room.cache_dir()).unwrap();
+    let _small = SmallDisk::on(build.room.cache_dir());
+    let outcome = build.try_extend(&["--mode", "shadow"]);
+    assert_failed(&build, &outcome, FAILED);
+    assert!(outcome.stderr.contains("No space left on device"), "{outcome}");
+}
+
+#[test]
+fn what_a_killed_extend_left_is_cleared_by_the_next() {
+    let build = Build::new("0.13");
+    let digest = build.sparse(&build.debian.reference("stack"), RUN_IMAGE);
+    let command = "RUN touch /layers/started && exec sleep 596.1\n";
+    build.write_phases(&digest, &format!("{HEAD}{command}{TAIL}"));
+    let mut extend = Running::start(&build, &["--mode", "shadow"]);
+    extend.wait_until(|| build.path("layers/started").exists());
+    extend.child.kill().unwrap();
+    extend.child.wait().unwrap();
+    assert_eq!(build.extended_directories(), [""; 0].map(PathBuf::from));
+    build.write_phases(&digest, DOCKERFILE);
+    build.extend("shadow");
+    build.extended();
+    let left = tool("pgrep", &["-fx", "sleep 596.1"]);
+    assert_eq!((left.code(), &*left.stdout), (Some(1), ""), "no process is left");
+    let others = std::fs::read_dir(build.path("layers/extended")).unwrap();
+    let others: Vec<_> = others.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(others, ["run"], "no temporary file is left");
 }
 
 #[test]
