@@ -12,7 +12,6 @@ mod extensions;
 mod fixture;
 mod flow;
 mod images;
-mod modes;
 mod phases;
 mod programs;
 mod refusals;
