@@ -6,6 +6,7 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
@@ -27,6 +28,9 @@ const GAP_BYTES: u64 = 256 << 10;
 /// The longest single request for spans.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
 
+/// A layer that came with wrong bytes is not fetched again for so long. (Longer if that took longer.)
+const WRONG_FOR_MIN: Duration = Duration::from_secs(1);
+
 /// Reads one uncompressed layer.
 pub struct LayerReader {
     store: Arc<Store>,
@@ -36,6 +40,8 @@ pub struct LayerReader {
     seekable: bool,
     decoded: RwLock<Option<Arc<Decoded>>>,
     decoding: Flights<()>,
+    /// The whole layer came with wrong bytes: until then nobody fetches it again.
+    came_wrong: Mutex<Option<(Instant, Error)>>,
     fetching: Flights<usize>,
     part: Mutex<Option<Part>>,
 }
@@ -59,6 +65,7 @@ impl LayerReader {
             index: LayerIndex { entries: Vec::new(), spans: index.spans.clone(), ..*index },
             decoded: RwLock::new(decoded.map(Arc::new)),
             decoding: Flights::default(),
+            came_wrong: Mutex::default(),
             fetching: Flights::default(),
             part: Mutex::default(),
             store,
@@ -128,13 +135,27 @@ impl LayerReader {
     }
 
     /// The decoded file: made once, by a pass over the whole blob, which keeps the deadline: it
-    /// fails when no byte arrives for too long.
+    /// fails when no byte arrives for too long. Wrong bytes are fetched at most half of the time:
+    /// whoever reads a thousand files must not fetch the layer a thousand times.
     async fn decode_whole(&self) -> Result<Arc<Decoded>> {
         let turn = self.decoding.enter(()).await?;
         if let Some(decoded) = self.decoded() {
             return Ok(decoded);
         }
+        let began = Instant::now();
+        let came_wrong = || self.came_wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((until, error)) = &*came_wrong()
+            && began < *until
+        {
+            return Err(error.clone());
+        }
         let decoded = self.open_or_decode().await.map(Arc::new);
+        if let Err(error) = &decoded
+            && error.kind == ErrorKind::DigestMismatch
+        {
+            let until = Instant::now() + began.elapsed().max(WRONG_FOR_MIN);
+            *came_wrong() = Some((until, error.clone()));
+        }
         if let Ok(decoded) = &decoded {
             let mut kept = self.decoded.write().unwrap_or_else(PoisonError::into_inner);
             *kept = Some(decoded.clone());

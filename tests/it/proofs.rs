@@ -107,6 +107,41 @@ fn wrong_bytes_in_the_middle_are_gone_from_every_cache_after_the_right_ones_came
 }
 
 #[test]
+fn a_layer_that_comes_wrong_is_not_fetched_for_every_file() {
+    let (registry, room) = (Registry::start(), Room::new());
+    let mut layer = LayerBuilder::new().file("big", 0o644, generated("x", BIG_BYTES));
+    for i in 0..40 {
+        layer = layer.file(&format!("f{i}"), 0o644, generated(&i.to_string(), 1000));
+    }
+    let image = ImageBuilder::new().layer(layer, Compression::Gzip).build();
+    image.push(&registry, "team/app", "v1");
+    let reference = format!("docker://{}", registry.reference("team/app", "v1"));
+    room.mount(&reference, &[]).unmount();
+    // The index stays: that it cannot be entered in the middle is known, too.
+    room.layoutfs(&["cache", "prune"]);
+    let layer = &image.layers[0];
+    registry.inject(Fault::new(Action::WrongBytes { at: 4000 }).blob(&layer.digest).always());
+    let mount = room.mount(&reference, &[]);
+    registry.clear();
+    for i in 0..40 {
+        let error = fs::read(mount.path().join(format!("f{i}"))).expect_err("wrong bytes");
+        assert_eq!(error.raw_os_error(), Some(5), "EIO: {error}");
+    }
+    // Twice for the first, in case it was an accident; and a machine may be busy.
+    let copies = registry.bytes_sent(&layer.digest) / layer.blob.len() as u64;
+    assert!((1..=10).contains(&copies), "fetched {copies} times");
+    registry.clear_faults();
+    for _ in 0..500 {
+        if let Ok(bytes) = fs::read(mount.path().join("f7")) {
+            assert_eq!(bytes, generated("7", 1000));
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("the right bytes never came");
+}
+
+#[test]
 fn strict_shows_no_byte_of_a_wrong_blob() {
     let (registry, image, room, layout) = setting();
     let layer = &image.layers[0];
