@@ -210,8 +210,8 @@ impl std::fmt::Display for PlatformApi {
 }
 
 /// What the history says of one layer in place of several: every instruction, every extension once.
-/// Steps that the lifecycle did not write as an extension's are passed over.
-pub fn joined_history<'a>(created_by: impl Iterator<Item = &'a str>) -> String {
+/// Steps that the lifecycle did not write as an extension's are passed over; `None` if all are.
+pub fn joined_history<'a>(created_by: impl Iterator<Item = &'a str>) -> Option<String> {
     let (mut instructions, mut extensions) = (Vec::new(), Vec::new());
     for step in created_by {
         let parts =
@@ -222,8 +222,16 @@ pub fn joined_history<'a>(created_by: impl Iterator<Item = &'a str>) -> String {
             extensions.push(extension);
         }
     }
-    let instructions: String = instructions.join("; ").chars().take(HISTORY_CHARS_MAX).collect();
-    format!("{HISTORY_START}{instructions}{HISTORY_MIDDLE}{}", extensions.join(", "))
+    if extensions.is_empty() {
+        return None;
+    }
+    Some(history(&instructions.join("; "), &extensions.join(", ")))
+}
+
+/// A layer's history as the lifecycle writes it.
+pub fn history(instructions: &str, extensions: &str) -> String {
+    let instructions: String = instructions.chars().take(HISTORY_CHARS_MAX).collect();
+    format!("{HISTORY_START}{instructions}{HISTORY_MIDDLE}{extensions}")
 }
 
 fn parse<'a, T: Deserialize<'a>>(document: &str, bytes: &'a [u8]) -> Result<T> {
@@ -323,7 +331,8 @@ mod tests {
         let joined = joined_history(steps.into_iter());
         let expected =
             "Layer: 'RUN echo 'a'; COPY x /y; RUN z', Created by extension: ex/ext, other";
-        assert_eq!(joined, expected);
+        assert_eq!(joined.as_deref(), Some(expected));
+        assert_eq!(joined_history(["debootstrap"].into_iter()), None);
     }
 
     #[test]

@@ -34,7 +34,8 @@ use crate::layout::tree::Tree;
 use mode::{Case, Decision};
 use phases::{Phases, find_layout, variable};
 
-/// Where the extender finds itself.
+/// Where the lifecycle's programs are in containers, and the one that is started.
+const LIFECYCLE: &str = "/cnb/lifecycle";
 const EXTENDER: &str = "/cnb/lifecycle/extender";
 
 /// Where it finds what the phases left, the application, and its own directory.
@@ -47,7 +48,7 @@ const TAKEN: [&str; 5] = ["cnb", "kaniko", "layers", "platform", "workspace"];
 
 /// What the extender and kaniko ignore beside mount points, and the mount points themselves.
 const NOT_COMMITTED: [&str; 6] =
-    ["cnb/lifecycle/extender", "etc/mtab", "kaniko", "layers", "platform", "var/run"];
+    ["cnb/lifecycle", "etc/mtab", "kaniko", "layers", "platform", "var/run"];
 
 /// What the phases get from the platform, and the extender too. (What it must not get: credentials,
 /// which a `RUN` would see.)
@@ -77,8 +78,8 @@ struct Extension<'a> {
     args: &'a args::Extend,
     phases: Phases,
     open: Arc<OpenImage>,
-    /// The extender's binary on this machine.
-    extender: PathBuf,
+    /// The extender, as it will be seen in the container.
+    extender: Bind,
     /// Where the extender writes: beside `<layers>/extended/run`.
     written: tempfile::TempDir,
     scratch: Scratch,
@@ -167,7 +168,7 @@ impl Extension<'_> {
         env.push(format!("KANIKO_DIR={KANIKO}"));
         Ok(args::Container {
             bind: vec![
-                bind(&self.extender, EXTENDER, true),
+                self.extender.clone(),
                 bind(&self.phases.layers, LAYERS, false),
                 bind(self.written.path(), &format!("{LAYERS}/extended"), false),
                 bind(&app, APP, false),
@@ -264,7 +265,8 @@ impl Extension<'_> {
         let bytes = read_blob_document(image, &manifest.config.blob)?.ok_or_else(missing)?;
         let config = ImageConfig::parse(&manifest.config, &bytes)?;
         let history = config.configuration.history().as_deref().unwrap_or_default();
-        Ok(joined_history(history.iter().filter_map(|step| step.created_by().as_deref())))
+        let steps = history.iter().filter_map(|step| step.created_by().as_deref());
+        Ok(joined_history(steps).unwrap_or_else(|| self.phases.created_by()))
     }
 
     /// The extender's exit code is this command's; nothing is in `<layers>/extended/run`.
@@ -331,16 +333,35 @@ fn late_binds(decision: &Decision, rootfs: &Path, kaniko: &Path) -> Result<LateB
     Ok(LateBinds { first: Vec::new(), last })
 }
 
-/// The lifecycle's binary in `directory`: one for all phases, which its name tells apart.
-fn find_extender(directory: &Path) -> Result<PathBuf> {
-    // The link may say where the binary is in the lifecycle's own image.
-    let found = ["extender", "lifecycle"]
+/// The lifecycle's programs in `directory`, so that the extender is at [`EXTENDER`]: all of them, or
+/// the one program of all phases under that name, if its link would lead nowhere in a container.
+fn find_extender(directory: &Path) -> Result<Bind> {
+    let bind = |source: PathBuf, destination: &str| Bind {
+        source,
+        destination: destination.to_owned(),
+        read_only: true,
+    };
+    let place = directory.join("extender");
+    let inside = match std::fs::read_link(&place) {
+        // The link may say where the program is in the lifecycle's own image.
+        Ok(link) if link.is_absolute() => link.strip_prefix(LIFECYCLE).ok().map(Path::to_owned),
+        Ok(link) => Some(link),
+        Err(_) => Some(PathBuf::from("extender")),
+    };
+    if let (Some(inside), Ok(directory)) = (inside, directory.canonicalize())
+        && let Ok(program) = directory.join(inside).canonicalize()
+        && program.is_file()
+        && program.starts_with(&directory)
+    {
+        return Ok(bind(directory, LIFECYCLE));
+    }
+    let alone = ["extender", "lifecycle"]
         .iter()
         .find_map(|name| directory.join(name).canonicalize().ok().filter(|path| path.is_file()));
-    found.ok_or_else(|| {
+    alone.map(|program| bind(program, EXTENDER)).ok_or_else(|| {
         let message = format!(
             "no extender in {}: say with --lifecycle where the lifecycle's binaries are (in its \
-             image: /cnb/lifecycle)",
+             image: {LIFECYCLE})",
             directory.display()
         );
         Error::new(ErrorKind::NotFound, message)
@@ -376,4 +397,44 @@ fn new_directory(extended: &Path) -> Result<tempfile::TempDir> {
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     let new = tempfile::Builder::new().prefix(TEMPORARY).permissions(readable).tempdir_in(extended);
     new.map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_extender_is_found_however_its_directory_is_made() {
+        let base = tempfile::tempdir().expect("a directory");
+        let base = base.path().canonicalize().expect("a path");
+        let made = |name: &str, link: Option<&str>| {
+            let directory = base.join(name);
+            std::fs::create_dir(&directory).expect("made");
+            std::fs::write(directory.join("lifecycle"), "x").expect("written");
+            if let Some(link) = link {
+                symlink(link, directory.join("extender")).expect("linked");
+            }
+            directory
+        };
+        let elsewhere = made("elsewhere", None).join("lifecycle");
+        for (name, link, alone) in [
+            ("relative", Some("lifecycle"), None),
+            ("as-in-its-image", Some("/cnb/lifecycle/lifecycle"), None),
+            ("absolute", elsewhere.to_str(), Some(&elsewhere)),
+            ("away", Some("../elsewhere/lifecycle"), Some(&elsewhere)),
+        ] {
+            let directory = made(name, link);
+            let bind = find_extender(&directory).expect("found");
+            let expected = match alone {
+                Some(program) => (program.clone(), EXTENDER),
+                None => (directory, LIFECYCLE),
+            };
+            assert_eq!((bind.source, &*bind.destination), expected, "{name}");
+        }
+        let bind = find_extender(&made("bare", None)).expect("found");
+        assert_eq!((bind.source, &*bind.destination), (base.join("bare/lifecycle"), EXTENDER));
+        find_extender(&base).expect_err("none");
+    }
 }

@@ -112,7 +112,7 @@ impl Case<'_> {
             }]);
         }
         let mut judge = Judge::new(self.tree, &self.directories, self.working_directory);
-        for Dockerfile { name, text, context } in self.dockerfiles {
+        for Dockerfile { name, text, context, .. } in self.dockerfiles {
             let kind = |path: &str| source_kind(context.as_deref(), path);
             judge.read(name, text, kind)?;
         }

@@ -6,7 +6,7 @@ use super::super::args;
 use super::super::context::absolute;
 use crate::fetch::layout_dir::read_document;
 use crate::fetch::{Error, ErrorKind, Result};
-use crate::layout::buildpacks::{Extension, PlatformApi, RunImage};
+use crate::layout::buildpacks::{Extension, PlatformApi, RunImage, history};
 use crate::layout::layout_path::check_layout_path;
 
 /// Where the phases see the layout directory when nobody says.
@@ -28,6 +28,8 @@ pub struct Phases {
 
 /// A Dockerfile that an extension generated for the run image.
 pub struct Dockerfile {
+    /// The extension's id.
+    pub extension: String,
     /// For messages: its path below `<generated>`.
     pub name: String,
     /// Its text.
@@ -76,7 +78,14 @@ impl Phases {
         })?;
         let contexts = extension.contexts(self.api).into_iter().map(|path| generated.join(path));
         let own = contexts.into_iter().find(|path| path.is_dir());
-        Ok(Some(Dockerfile { name, text, context: own.or_else(|| self.app.clone()) }))
+        let context = own.or_else(|| self.app.clone());
+        Ok(Some(Dockerfile { extension: extension.id.clone(), name, text, context }))
+    }
+
+    /// The history of a layer of which the extender's image says nothing.
+    pub fn created_by(&self) -> String {
+        let extensions: Vec<&str> = self.dockerfiles.iter().map(|d| d.extension.as_str()).collect();
+        history("run.Dockerfile", &extensions.join(", "))
     }
 
     /// `<layers>/extended`.
