@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::args;
 use super::context::{Context, OpenImage, absolute};
-use super::oci_runtime::{Container, Forwarding};
+use super::oci_runtime::{Container, Ended, Forwarding};
 use super::serve::{Daemon, Plan};
 use super::unmount;
 use crate::fetch::how::How;
@@ -179,7 +179,7 @@ impl<'a> Wanted<'a> {
 }
 
 /// Serves the container's root filesystem, runs it to its end by `runtime`, and takes everything
-/// down. Gives the exit code of its first process.
+/// down.
 ///
 /// # Errors
 /// The image cannot be read, or the container cannot be made.
@@ -190,7 +190,7 @@ pub fn run_to_end(
     wanted: Wanted<'_>,
     scratch: &Scratch,
     runtime: &Path,
-) -> Result<i32> {
+) -> Result<Ended> {
     let rootfs = plan.mountpoint.clone();
     std::fs::create_dir(&rootfs).map_err(|e| Error::local("cannot make the rootfs", &e))?;
     let (terminal, quiet_stdout) = (wanted.terminal, wanted.quiet_stdout);

@@ -43,6 +43,13 @@ pub fn run(context: &Context, args: &args::Finalize) -> Result<()> {
             return report(context, &exported, None, &Outcome::Unchanged(reason));
         }
     };
+    if exported.selected.descriptor.blob.digest == below.base.selected.descriptor.blob.digest {
+        let message = format!(
+            "{} is the run image itself: expected the layout of the application that was exported",
+            exported.directory().display()
+        );
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
     let configs = Configs {
         base: &below.base.config_bytes,
         extended: &below.extended.config_bytes,
@@ -67,6 +74,10 @@ pub fn run(context: &Context, args: &args::Finalize) -> Result<()> {
 }
 
 fn open(context: &Context, layout: &str) -> Result<LocalImage> {
+    if !layout.contains(':') && !Path::new(layout).exists() {
+        let message = format!("{layout}: no such directory: the exporter writes it");
+        return Err(Error::new(ErrorKind::NotFound, message));
+    }
     let ImageArgument::Layout { directory, selector } = context.argument(layout)? else {
         let message = "finalize changes a layout on disk: oci:DIR or a directory";
         return Err(Error::new(ErrorKind::Usage, message));
@@ -197,11 +208,15 @@ fn report(
             context.say(format_args!("{}: nothing to change: {reason}", directory.display()));
         }
         None => context.say(format_args!(
-            "{}: changed {}; {}; {}; media types of {retyped} layers",
+            "{}: changed {}; {}; {}{}",
             directory.display(),
             list("environment", &changes.env),
             list("labels", &changes.labels),
-            list("settings", &changes.settings)
+            list("settings", &changes.settings),
+            match retyped {
+                0 => String::new(),
+                _ => format!("; the media types of {retyped} layers"),
+            }
         )),
     }
     out!("{digest}");

@@ -57,6 +57,17 @@ pub fn find(wanted: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
+/// How a container ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit code of its first process; of one that could not be started, as shells have it.
+    pub code: i32,
+    /// It could not be started: the runtime's words.
+    pub not_started: Option<String>,
+    /// The last of our signals that asked it to end.
+    pub asked_to_end: Option<Signal>,
+}
+
 /// A container that an OCI runtime runs from a bundle.
 pub struct Container<'a> {
     runtime: &'a Path,
@@ -92,11 +103,11 @@ impl<'a> Container<'a> {
         self.bundle.join("runtime.log")
     }
 
-    /// Runs it to its end; gives the exit code of its first process.
+    /// Runs it to its end.
     ///
     /// # Errors
     /// The runtime cannot be started.
-    pub async fn run(&self, mut signals: Forwarding) -> Result<i32> {
+    pub async fn run(&self, mut signals: Forwarding) -> Result<Ended> {
         let mut command = self.command();
         command.arg("run").arg("--bundle").arg(self.bundle).arg(&self.id);
         if !self.terminal {
@@ -112,13 +123,16 @@ impl<'a> Container<'a> {
         };
         let mut child = command.spawn().map_err(failed)?;
         let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let mut asked_to_end = 0;
+        let (mut asked, mut asked_to_end) = (0, None);
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status.map_err(failed)?,
                 signal = signals.next() => {
-                    asked_to_end += u32::from(matches!(signal, Signal::INT | Signal::TERM));
-                    if asked_to_end >= PATIENCE {
+                    if matches!(signal, Signal::INT | Signal::TERM) {
+                        asked += 1;
+                        asked_to_end = Some(signal);
+                    }
+                    if asked >= PATIENCE {
                         self.kill().await;
                     } else if let Some(pid) = pid {
                         // It may have ended by now, which is what the loop sees next.
@@ -128,7 +142,8 @@ impl<'a> Container<'a> {
             }
         };
         self.forget();
-        self.exit_code(status)
+        let (code, not_started) = self.exit_code(status);
+        Ok(Ended { code, not_started, asked_to_end })
     }
 
     async fn kill(&self) {
@@ -153,22 +168,25 @@ impl<'a> Container<'a> {
 
     /// The command's exit code; or that of a command that could not be started, which the runtime
     /// tells in its log only (its own code is 1 then, as a command's may be).
-    fn exit_code(&self, status: ExitStatus) -> Result<i32> {
+    fn exit_code(&self, status: ExitStatus) -> (i32, Option<String>) {
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
         if code == 0 {
-            return Ok(0);
+            return (0, None);
         }
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let Some(message) = log.lines().rev().find_map(failure) else { return Ok(code) };
+        let Some(said) = log.lines().rev().find_map(failure) else { return (code, None) };
+        let message = said.to_lowercase();
         // The runtime has printed it.
         tracing::debug!(message, "the runtime failed");
-        if message.contains("executable file not found") || message.contains("no such file") {
-            return Ok(NOT_FOUND);
-        }
-        if message.contains("permission denied") && message.contains("exec") {
-            return Ok(NOT_EXECUTABLE);
-        }
-        Ok(1)
+        let code =
+            if message.contains("executable file not found") || message.contains("no such file") {
+                NOT_FOUND
+            } else if message.contains("permission denied") && message.contains("exec") {
+                NOT_EXECUTABLE
+            } else {
+                1
+            };
+        (code, Some(said))
     }
 }
 
@@ -177,7 +195,7 @@ fn failure(line: &str) -> Option<String> {
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
     let level = line.get("level")?.as_str()?;
     let message = line.get("msg")?.as_str()?;
-    matches!(level, "error" | "fatal").then(|| message.to_lowercase())
+    matches!(level, "error" | "fatal").then(|| message.to_owned())
 }
 
 /// The signals that are forwarded, as they come.

@@ -23,5 +23,6 @@ pub fn run(context: &Context, args: &args::Run) -> Result<i32> {
     let hows = announce(context, &open, ViewKind::Rootfs, Told::Waiting)?;
     let scratch = container::scratch(context)?;
     let plan = wanted.plan(&args.image, hows, scratch.path().join(ROOTFS), &scratch)?;
-    container::run_to_end(context, &open, plan, wanted, &scratch, &runtime)
+    let ended = container::run_to_end(context, &open, plan, wanted, &scratch, &runtime)?;
+    Ok(ended.code)
 }

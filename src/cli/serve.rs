@@ -135,11 +135,11 @@ impl<'a> Daemon<'a> {
     ///
     /// # Errors
     /// The view cannot be mounted, or those of `work`.
-    pub fn serve(
+    pub fn serve<T>(
         &self,
         claim: Option<Claim>,
-        work: impl FnOnce(&Mounted) -> Result<i32>,
-    ) -> Result<i32> {
+        work: impl FnOnce(&Mounted) -> Result<T>,
+    ) -> Result<T> {
         let shell = Shell {
             view: self.pending.clone(),
             counters: self.counters.clone(),

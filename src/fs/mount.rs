@@ -131,6 +131,10 @@ impl Mounted {
     }
 }
 
+/// What whoever may not mount is told.
+const NO_PRIVILEGE: &str =
+    "no privilege: run as root, give CAP_SYS_ADMIN, or install fuse3 for fusermount3";
+
 fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
     let hint = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         _ if !Path::new("/dev/fuse").exists() => {
@@ -142,9 +146,9 @@ fn cannot_mount(mountpoint: &Path, error: &io::Error) -> Error {
         _ if rustix::process::geteuid().is_root() && super::user_namespace::is_inside() => {
             "root of a user namespace mounts only in a mount namespace of its own: `unshare --mount`"
         }
-        Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
-            "no privilege: run as root, give CAP_SYS_ADMIN, or install fuse3 for fusermount3"
-        }
+        // Of a directory that is there, this means fusermount3.
+        Some(rustix::io::Errno::NOENT) if mountpoint.is_dir() => NO_PRIVILEGE,
+        Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => NO_PRIVILEGE,
         Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
             "the mount point must be an existing directory"
         }

@@ -149,3 +149,11 @@ fn a_missing_extender_is_told_with_the_option_that_names_it() {
     fs::remove_file(phases.path("lifecycle/extender")).expect("removed");
     phases.refused(5, &["no extender in", "--lifecycle"]);
 }
+
+#[test]
+fn only_one_extends_into_a_layers_directory_at_a_time() {
+    let phases = Phases::new();
+    let directory = fs::File::open(phases.path("layers")).expect("a directory");
+    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).expect("locked");
+    phases.refused(9, &["another `extend` is at work"]);
+}

@@ -226,6 +226,21 @@ fn json_of_bytes(bytes: &[u8]) -> Value {
 }
 
 #[test]
+fn the_run_image_itself_is_no_application() {
+    let setting = setting(Names::Oci);
+    let extended = setting.path("layers/extended");
+    let extended = extended.to_str().unwrap();
+    let run_image = setting.path("layout-repo/reg.example/cnb/run/base");
+    let run_image = run_image.to_str().unwrap();
+    let refused = setting.room.run(&["finalize", run_image, "--extended", extended]);
+    assert_eq!(refused.code(), Some(2), "{refused}");
+    assert!(refused.stderr.contains("the run image itself"), "{refused}");
+    let absent = setting.room.run(&["finalize", "not/there", "--extended", extended]);
+    assert_eq!(absent.code(), Some(5), "{absent}");
+    assert!(absent.stderr.contains("the exporter writes it"), "{absent}");
+}
+
+#[test]
 fn files_keep_owner_and_mode_and_layers_are_not_touched() {
     let setting = setting(Names::Oci);
     let app = setting.app();

@@ -10,6 +10,7 @@ use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
 use super::announce::{Told, announce};
@@ -87,6 +88,7 @@ struct Extension<'a> {
 
 pub fn run(context: &Context, args: &args::Extend) -> Result<i32> {
     let phases = Phases::read(args)?;
+    let _alone = lock(&phases.layers)?;
     let extended = phases.extended();
     clear_former(&extended)?;
     let Some(run_image) = &phases.run_image else {
@@ -133,11 +135,20 @@ impl Extension<'_> {
         }));
         let name = layout.to_string_lossy();
         let plan = wanted.plan(&name, hows, rootfs.clone(), &self.scratch)?;
-        let code = container::run_to_end(context, open, plan, wanted, &self.scratch, runtime)?;
+        let ended = container::run_to_end(context, open, plan, wanted, &self.scratch, runtime)?;
+        if let Some(said) = ended.not_started {
+            let message = format!("the runtime could not start the extender: {said}");
+            return Err(Error::new(ErrorKind::CannotMount, message));
+        }
         let Some(decision) = decided.into_inner() else {
             return Err(Error::new(ErrorKind::Local, "the container ended before it began"));
         };
-        if code == 0 { self.succeed(&decision) } else { self.fail(code, &decision) }
+        match (ended.code, ended.asked_to_end) {
+            (0, _) => self.succeed(&decision),
+            // Its own code for that, 2, means something else here.
+            (_, Some(signal)) => self.fail(128 + signal.as_raw(), &decision),
+            (code, None) => self.fail(code, &decision),
+        }
     }
 
     /// What the extender's container is to be.
@@ -366,6 +377,20 @@ fn find_extender(directory: &Path) -> Result<Bind> {
         );
         Error::new(ErrorKind::NotFound, message)
     })
+}
+
+/// Only one command at a time extends into a layers directory; the lock ends with the file.
+fn lock(layers: &Path) -> Result<std::fs::File> {
+    let failed = |e: &std::io::Error| Error::local(format!("cannot open {}", layers.display()), e);
+    let directory = std::fs::File::open(layers).map_err(|e| failed(&e))?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(directory),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let message = format!("another `extend` is at work in {}", layers.display());
+            Err(Error::new(ErrorKind::Busy, message))
+        }
+        Err(e) => Err(failed(&e.into())),
+    }
 }
 
 /// An extended image of another run must not be exported: the exporter takes what it finds.
