@@ -28,7 +28,11 @@ const GAP_BYTES: u64 = 256 << 10;
 /// The longest single request for spans.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
 
-/// A layer that came with wrong bytes is not fetched again for so long. (Longer if that took longer.)
+/// A layer of at least so many bytes that came wrong is not fetched again at once. (A smaller one
+/// costs less than the wait.)
+const DEAR_BYTES: u64 = 1 << 20;
+
+/// How long it is not. (Longer if fetching took longer.)
 const WRONG_FOR_MIN: Duration = Duration::from_secs(1);
 
 /// Reads one uncompressed layer.
@@ -152,6 +156,7 @@ impl LayerReader {
         let decoded = self.open_or_decode().await.map(Arc::new);
         if let Err(error) = &decoded
             && error.kind == ErrorKind::DigestMismatch
+            && self.layer.blob.size >= DEAR_BYTES
         {
             let until = Instant::now() + began.elapsed().max(WRONG_FOR_MIN);
             *came_wrong() = Some((until, error.clone()));
