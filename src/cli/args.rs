@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::fetch::layer_file::Compression;
 use crate::fs::images::ViewKind;
-use crate::fs::ops::Policy;
+use crate::fs::policy::Policy;
 use crate::layout::oci::Platform;
 use crate::layout::runtime::Bind;
 

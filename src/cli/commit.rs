@@ -197,7 +197,7 @@ fn changes<'a>(
                     let deadline = Deadline::after(context.options.deadline);
                     // A piece is at most a few hundred kilobytes.
                     let read = view.read(*id, at, bytes.len() as u32, None, deadline);
-                    Ok(context.runtime.block_on(read)? == *bytes)
+                    Ok(context.runtime.block_on(read)?.bytes() == bytes)
                 })? =>
             {
                 counts.pruned += 1;

@@ -6,7 +6,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::args::{LogFormat, Options};
 
-/// Starts logging. A daemon says more than a command: its log is read after the fact.
+/// Starts logging. A daemon says more than a command: its log is read after the fact. A panic is a
+/// line of it like any other.
 pub fn start(options: &Options, daemon: bool) {
     let level = match (options.quiet, options.verbose, daemon) {
         (true, ..) => LevelFilter::ERROR,
@@ -19,7 +20,10 @@ pub fn start(options: &Options, daemon: bool) {
     let filter = tracing_subscriber::EnvFilter::new(format!("warn,layoutfs={level}"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match options.log_format {
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Json => {
+            builder.json().init();
+            std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+        }
         LogFormat::Text => {
             // A daemon's lines end in a file.
             let colours = !daemon && std::io::stderr().is_terminal();

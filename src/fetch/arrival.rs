@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::cache::{Cache, Part, StreamLock};
 use super::error::{Error, ErrorKind, Result};
+use super::proved::Proved;
 use super::{Body, Deadline, Source};
 use crate::layout::Blob;
 use crate::layout::digest::Hasher;
@@ -30,8 +31,9 @@ const STREAM_REQUESTS_IN_FLIGHT: usize = 3;
 /// Pieces (16 to 256 KiB each) between the network and the hashing thread.
 const QUEUED_PIECES: usize = 32;
 
-/// Bytes of a stream after which its residency map gets a line, for whoever resumes it.
-const MAP_EVERY_BYTES: u64 = 16 << 20;
+/// Bytes of a stream after which its residency map gets a line, for whoever resumes it: a line costs
+/// some microseconds, a byte that comes twice costs more.
+const MAP_EVERY_BYTES: u64 = 1 << 20;
 
 /// Bytes of a resumed prefix after which others are told that its hashing gets on: 40 ms of work.
 const TOUCH_EVERY_BYTES: u64 = 64 << 20;
@@ -65,7 +67,9 @@ pub struct Arrival {
     /// Which.
     pub blob: Blob,
     /// Where the bytes go; readable up to [`Progress::resident`].
-    pub file: Arc<File>,
+    pub(super) file: Arc<File>,
+    /// What the file looked like when it was proved; a foreign one, when it was opened.
+    proved_as: Arc<OnceLock<Stamp>>,
     progress: watch::Receiver<Progress>,
     origin: Origin,
 }
@@ -77,9 +81,8 @@ pub enum Origin {
     Source,
     /// The cache, where it was whole already.
     Cache,
-    /// A file that is not ours, and what it looked like when it was opened: somebody may write to
-    /// it.
-    Layout(Stamp),
+    /// A file that is not ours.
+    Layout,
 }
 
 /// Changes whenever somebody writes to a file.
@@ -102,6 +105,14 @@ impl Stamp {
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
         })
+    }
+
+    /// Of a file in the cache, where we ourselves note uses and rename: only what writing changes.
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub fn of_ours(file: &File) -> Result<Self> {
+        Ok(Stamp { changed: (0, 0), ..Stamp::of(file)? })
     }
 }
 
@@ -127,7 +138,15 @@ impl Arrival {
         let start = part.prefix().min(blob.size);
         let fetching = Fetching { source, blob, stall, progress: sender.clone(), pieces };
         let fetch = tokio::spawn(async move { fetching.run(start).await });
-        let writing = Writing { cache, blob, part, file: file.clone(), progress: sender.clone() };
+        let proved_as = Arc::new(OnceLock::new());
+        let writing = Writing {
+            cache,
+            blob,
+            part,
+            file: file.clone(),
+            proved_as: proved_as.clone(),
+            progress: sender.clone(),
+        };
         let write = tokio::task::spawn_blocking(move || writing.run(start, queue));
         tokio::spawn(async move {
             let written = write.await.unwrap_or_else(|e| Err(crashed(&e)));
@@ -142,20 +161,27 @@ impl Arrival {
             };
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
-        Ok(Arc::new(Arrival { blob, file, progress, origin: Origin::Source }))
+        Ok(Arc::new(Arrival { blob, file, proved_as, progress, origin: Origin::Source }))
     }
 
     /// Starts hashing a file that is whole already: the same waiting, no copy. What was right when
     /// it was written is proved again, once a mount: disks forget.
-    pub fn start_local(blob: Blob, file: File, origin: Origin) -> Arc<Self> {
-        let file = Arc::new(file);
+    ///
+    /// # Errors
+    /// The file cannot be looked at.
+    pub fn start_local(blob: Blob, file: File, origin: Origin) -> Result<Arc<Self>> {
+        let stamp = match origin {
+            Origin::Layout => Stamp::of(&file)?,
+            Origin::Cache | Origin::Source => Stamp::of_ours(&file)?,
+        };
+        let (file, proved_as) = (Arc::new(file), Arc::new(OnceLock::from(stamp)));
         let (sender, progress) = watch::channel(Progress::default());
         let hashed = file.clone();
         tokio::task::spawn_blocking(move || {
             let outcome = hash_file(&hashed, blob, &sender);
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
-        Arc::new(Arrival { blob, file, progress, origin })
+        Ok(Arc::new(Arrival { blob, file, proved_as, progress, origin }))
     }
 
     /// Where the bytes come from.
@@ -163,12 +189,43 @@ impl Arrival {
         self.origin
     }
 
-    /// Nobody wrote to the file since it was opened (as far as its times tell).
+    /// Nobody wrote to the file since it was proved (as far as its times tell); a foreign one, since
+    /// it was opened.
     pub fn is_unchanged(&self) -> bool {
-        match self.origin {
-            Origin::Layout(seen) => Stamp::of(&self.file).is_ok_and(|now| now == seen),
-            Origin::Source | Origin::Cache => true,
+        let now = match self.origin {
+            Origin::Layout => Stamp::of(&self.file),
+            Origin::Source | Origin::Cache => Stamp::of_ours(&self.file),
+        };
+        // Not proved yet: it is being written.
+        self.proved_as.get().is_none_or(|seen| now.is_ok_and(|now| now == *seen))
+    }
+
+    /// Whoever brought the blob has gone without a word.
+    pub fn is_abandoned(&self) -> bool {
+        self.progress.has_changed().is_err() && self.progress.borrow().outcome.is_none()
+    }
+
+    /// Bytes of the blob, once it is proved.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DigestMismatch`]: it is not proved, or somebody wrote to its file since.
+    pub fn read_proved(&self, range: ByteRange) -> Result<Proved> {
+        let is_proved = matches!(self.progress.borrow().outcome, Some(Ok(())));
+        let bytes = super::cache::read_exact_at(&self.file, range);
+        if !is_proved || !self.is_unchanged() {
+            let message =
+                format!("blob {}: its file was changed while it was read", self.blob.digest);
+            return Err(Error::new(ErrorKind::DigestMismatch, message));
         }
+        Ok(Proved::vouch(bytes?.into()))
+    }
+
+    /// Bytes of the blob that are resident. Nothing is known of them.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn read_unproved(&self, range: ByteRange) -> Result<Bytes> {
+        Ok(super::cache::read_exact_at(&self.file, range)?.into())
     }
 
     /// How far it is now.
@@ -230,7 +287,11 @@ fn hash_file(file: &File, blob: Blob, progress: &watch::Sender<Progress>) -> Res
     let mut at = 0;
     while at < blob.size {
         let range = ByteRange::at(at, HASH_READ_BYTES.min(blob.size - at));
-        let bytes = super::cache::read_exact_at(file, range)?;
+        // A disk that cannot read its bytes has lost them: they are replaced as wrong ones are.
+        let bytes = super::cache::read_exact_at(file, range).map_err(|e| {
+            Error::new(ErrorKind::DigestMismatch, e.message)
+                .context(format!("blob {}", blob.digest))
+        })?;
         hasher.update(&bytes);
         at = range.end;
         progress.send_modify(|p| (p.resident, p.arrived) = (at, at));
@@ -358,6 +419,7 @@ struct Writing {
     blob: Blob,
     part: Part,
     file: Arc<File>,
+    proved_as: Arc<OnceLock<Stamp>>,
     progress: Arc<watch::Sender<Progress>>,
 }
 
@@ -389,6 +451,7 @@ impl Writing {
             self.cache.destroy_part(&self.blob);
             return Err(error.into());
         }
+        let _ = self.proved_as.set(Stamp::of_ours(&self.file)?);
         self.cache.publish_blob(&self.blob, &self.file)
     }
 

@@ -5,14 +5,15 @@
 //! <dir>/v1/blobs/<alg>/<hex>.<size>.part  a sparse file: some bytes of a blob, proved or not
 //! <dir>/v1/blobs/<alg>/<hex>.<size>.map   which of them are resident (`start end` a line)
 //! <dir>/v1/blobs/<alg>/<hex>.lock    held by the one process that streams the blob
-//! <dir>/v1/indexes/<alg>-<hex>       the `LayerIndex` of the layer blob of that digest
+//! <dir>/v1/indexes/<alg>-<hex>       the `LayerIndex` of the layer blob of that digest, sealed
 //! <dir>/v1/decoded/<alg>-<hex>       an uncompressed layer, by DiffID, proved before it got this name
-//! <dir>/v1/decoded/<alg>-<hex>.sums  sha256 of each of its pieces (`decoded.rs`)
+//! <dir>/v1/decoded/<alg>-<hex>.sums  sha256 of each of its pieces (`decoded.rs`), sealed
 //! <dir>/v1/layouts/<host>/...        sparse layouts made for `docker://` images
 //! ```
 //!
 //! A final name is given by rename, after the bytes were synced: what has it is whole. Residency is
-//! not proof: bytes of a part count only after their digest was checked. Everything may be deleted
+//! not proof: bytes of a part count only after their digest was checked. What proves others is sealed
+//! (`seal.rs`), so that it cannot be taken for another's. Everything may be deleted
 //! at any time; open files stay readable. Bytes in memory are bounded elsewhere (`spans.rs`).
 
 use std::fs::{File, OpenOptions};
@@ -25,6 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::decoded::Decoded;
 use super::error::{Error, Result};
+use super::seal::{SEAL_BYTES, opened, seal};
 use crate::layout::index::{LayerIndex, saved};
 use crate::layout::range::{ByteRange, RangeSet};
 use crate::layout::{Blob, Digest};
@@ -128,8 +130,12 @@ impl Cache {
     pub fn demote_blob(&self, blob: &Blob, damaged: ByteRange) -> Result<()> {
         self.destroy_part(blob);
         let (whole, part) = (self.blob_path(&blob.digest), self.part_path(blob, "part"));
-        std::fs::rename(&whole, &part)
-            .map_err(|e| Error::local(format!("cannot rename {}", whole.display()), &e))?;
+        match std::fs::rename(&whole, &part) {
+            // Another mount has found the same, or somebody pruned.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed
+                .map_err(|e| Error::local(format!("cannot rename {}", whole.display()), &e))?,
+        }
         let mut part = self.open_part(blob)?;
         for range in [ByteRange::new(0, damaged.start), ByteRange::new(damaged.end, blob.size)] {
             part.mark_resident(range)?;
@@ -144,12 +150,12 @@ impl Cache {
     pub fn open_decoded(&self, diff_id: &Digest, size: u64) -> Result<Option<Decoded>> {
         let path = self.keyed("decoded", diff_id);
         let Some(file) = open_sized(&path, size)? else { return Ok(None) };
-        let sums = match std::fs::read(path.with_extension("sums")) {
-            Ok(bytes) => bytes.as_chunks::<32>().0.to_vec(),
-            Err(_) => Vec::new(),
-        };
-        let decoded = Decoded::new(file, size, sums, false);
+        let sealed = std::fs::read(path.with_extension("sums")).unwrap_or_default();
+        let sums = opened("sums", diff_id, &sealed).map(|sums| sums.as_chunks::<32>().0.to_vec());
+        let decoded = sums.and_then(|sums| Decoded::new(file, size, sums, false));
         if decoded.is_none() {
+            let path = path.display();
+            tracing::warn!(%path, "discarding a decoded layer: its sums are damaged or not its own");
             self.remove_decoded(diff_id);
         }
         Ok(decoded)
@@ -180,7 +186,7 @@ impl Cache {
         };
         let file = open("part")?;
         let map = open("map")?;
-        let resident = read_map(&map, file_len(&file)?.min(blob.size))
+        let resident = read_map(&map, &blob.digest, file_len(&file)?.min(blob.size))
             .map_err(|e| Error::local(format!("cannot read the map of {}", blob.digest), &e))?;
         Ok(Part { file, resident, map })
     }
@@ -248,6 +254,7 @@ impl Cache {
         let mut sums_file = self.temporary("decoded")?;
         sums_file
             .write_all(sums.as_flattened())
+            .and_then(|()| sums_file.write_all(&seal("sums", diff_id, sums.as_flattened())))
             .map_err(|e| Error::local("cannot write the sums of a layer", &e))?;
         // The sums first: a decoded layer without them counts as absent.
         persist(sums_file, &path.with_extension("sums"))?;
@@ -289,7 +296,7 @@ impl Cache {
         let Some(file) = open_existing(&path).map_err(|e| failed(&e))? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(INDEX_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
-        match saved::decode(&bytes) {
+        match opened_index(digest, &bytes) {
             Ok(index) => Ok(Some(index)),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "discarding a saved index");
@@ -305,7 +312,9 @@ impl Cache {
     /// Local trouble.
     pub fn save_index(&self, digest: &Digest, index: &LayerIndex) -> Result<()> {
         let mut file = self.temporary("indexes")?;
-        file.write_all(&saved::encode(index)?)
+        let encoded = saved::encode(index)?;
+        file.write_all(&encoded)
+            .and_then(|()| file.write_all(&seal("index", digest, checksum(&encoded))))
             .map_err(|e| Error::local("cannot write a layer index", &e))?;
         persist(file, &self.keyed("indexes", digest))
     }
@@ -378,27 +387,48 @@ fn open_sized(path: &Path, size: u64) -> Result<Option<File>> {
         tracing::warn!(%path, expected = size, actual, "a cached file has another size");
         return Ok(None);
     }
-    // The time of the last use, for eviction; another user's cache may refuse it.
-    let _ = file.set_modified(SystemTime::now());
+    // The time of the last use, for eviction; another user's cache may refuse it. Not the time of
+    // the last change, which tells whether somebody wrote to a file since it was proved.
+    let _ = file.set_times(std::fs::FileTimes::new().set_accessed(SystemTime::now()));
     Ok(Some(file))
 }
 
+/// The sum at the end of an encoded index: it stands for the whole.
+fn checksum(encoded: &[u8]) -> &[u8] {
+    encoded.last_chunk::<32>().map_or(encoded, |sum| sum)
+}
+
+fn opened_index(
+    digest: &Digest,
+    sealed: &[u8],
+) -> std::result::Result<LayerIndex, crate::layout::Error> {
+    let (encoded, found) = sealed.split_at(sealed.len().saturating_sub(SEAL_BYTES));
+    let index = saved::decode(encoded)?;
+    if seal("index", digest, checksum(encoded)) != found {
+        let reason = "it is another blob's, or is not sealed".to_owned();
+        return Err(crate::layout::Error::SavedIndex(reason));
+    }
+    Ok(index)
+}
+
 /// Lines that do not parse end the map: a crash can tear only its last line.
-fn read_map(map: &File, len: u64) -> io::Result<RangeSet> {
-    let mut text = String::new();
-    map.take(MAP_BYTES_MAX).read_to_string(&mut text).or_else(|e| match e.kind() {
-        io::ErrorKind::InvalidData => Ok(0),
-        _ => Err(e),
-    })?;
+fn read_map(map: &File, digest: &Digest, len: u64) -> io::Result<RangeSet> {
+    let mut bytes = Vec::new();
+    map.take(MAP_BYTES_MAX).read_to_end(&mut bytes)?;
     let mut resident = RangeSet::new();
-    for line in text.lines() {
-        let parsed =
-            line.split_once(' ').and_then(|(s, e)| Some((s.parse().ok()?, e.parse().ok()?)));
+    for line in bytes.split_inclusive(|&b| b == b'\n') {
+        let line = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
+        let parsed = line
+            .and_then(|line| line.split_once(' '))
+            .and_then(|(s, e)| Some((s.parse().ok()?, e.parse().ok()?)));
         match parsed {
             Some((start, end)) if start <= end && end <= len => {
                 resident.insert(ByteRange::new(start, end));
             }
-            _ => break,
+            _ => {
+                tracing::warn!(%digest, "a residency map is damaged: using what stands before that");
+                break;
+            }
         }
     }
     Ok(resident)

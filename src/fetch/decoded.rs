@@ -1,13 +1,18 @@
 //! A layer decoded into a file, because it cannot seek: proved piece by piece as it is read.
 //!
 //! The whole was proved by its DiffID when it was written. What a disk does to it afterwards is
-//! found by a digest for each piece, checked the first time that a mount touches the piece.
+//! found by a digest for each piece, checked the first time that a mount touches the piece, and
+//! again when somebody wrote to the file.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+use super::arrival::Stamp;
 use super::cache::read_exact_at;
 use super::error::{Error, ErrorKind, Result};
+use super::proved::{Place, Proved};
 use crate::layout::Digest;
 use crate::layout::digest::Hasher;
 use crate::layout::range::ByteRange;
@@ -25,6 +30,8 @@ pub struct Decoded {
     size: u64,
     sums: Sums,
     checked: Vec<AtomicBool>,
+    /// The file when the checked pieces were checked.
+    seen: Mutex<Option<Stamp>>,
 }
 
 impl Decoded {
@@ -35,14 +42,15 @@ impl Decoded {
             return None;
         }
         let checked = sums.iter().map(|_| AtomicBool::new(is_fresh)).collect();
-        Some(Decoded { file, size, sums, checked })
+        let seen = Mutex::new(Stamp::of_ours(&file).ok());
+        Some(Decoded { file, size, sums, checked, seen })
     }
 
     /// Reads `range` into `out`, which has its length.
     ///
     /// # Errors
-    /// [`ErrorKind::DigestMismatch`] when the disk has changed a byte of a piece; local trouble.
-    pub fn read(&self, range: ByteRange, out: &mut [u8]) -> Result<()> {
+    /// [`ErrorKind::DigestMismatch`] when the disk has changed or lost a byte of a piece.
+    pub fn read(&self, range: ByteRange, mut out: Place<'_>) -> Result<()> {
         if range.end > self.size || out.len() as u64 != range.len() {
             let message = format!("range {range} is outside of {} decoded bytes", self.size);
             return Err(Error::new(ErrorKind::Invalid, message));
@@ -54,7 +62,7 @@ impl Decoded {
             let piece = piece.intersection(&ByteRange::new(0, self.size));
             let part = piece.intersection(&range);
             let to = (part.start - range.start) as usize..(part.end - range.start) as usize;
-            self.read_part(number, piece, part, &mut out[to])?;
+            self.read_part(number, piece, part, out.part(to))?;
             at = part.end;
         }
         Ok(())
@@ -65,21 +73,46 @@ impl Decoded {
         number: usize,
         piece: ByteRange,
         part: ByteRange,
-        out: &mut [u8],
+        mut out: Place<'_>,
     ) -> Result<()> {
-        use std::os::unix::fs::FileExt as _;
         if self.checked[number].load(Ordering::Acquire) {
-            let read = self.file.read_exact_at(out, part.start);
-            return read.map_err(|e| Error::local("cannot read a decoded layer", &e));
+            let read = self.file.read_exact_at(out.vouch(), part.start);
+            // What was read is right if nobody wrote before this moment.
+            if read.is_ok() && self.is_unchanged() {
+                return Ok(());
+            }
         }
-        let bytes = read_exact_at(&self.file, piece)?;
-        Digest::Sha256(self.sums[number])
-            .verify(&bytes)
-            .map_err(|e| Error::from(e).context(format!("decoded layer, bytes {piece}")))?;
-        self.checked[number].store(true, Ordering::Release);
+        let before = Stamp::of_ours(&self.file).ok();
+        // A disk that cannot read its bytes has lost them: they are decoded again all the same.
+        let bytes = read_exact_at(&self.file, piece)
+            .map_err(|e| Error::new(ErrorKind::DigestMismatch, e.message))
+            .and_then(|bytes| Proved::check(&Digest::Sha256(self.sums[number]), bytes.into()))
+            .map_err(|e| e.context(format!("decoded layer, bytes {piece}")))?;
+        self.note_checked(number, before);
         let from = (part.start - piece.start) as usize;
-        out.copy_from_slice(&bytes[from..from + out.len()]);
+        let to = from + out.len();
+        out.copy(&bytes, from..to);
         Ok(())
+    }
+
+    /// Nobody wrote to the file since its pieces were checked; else none of them is checked.
+    fn is_unchanged(&self) -> bool {
+        let now = Stamp::of_ours(&self.file).ok();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.is_some() && *seen == now {
+            return true;
+        }
+        *seen = now;
+        self.checked.iter().for_each(|checked| checked.store(false, Ordering::Release));
+        false
+    }
+
+    /// The piece was checked when the file looked like `before`.
+    fn note_checked(&self, number: usize, before: Option<Stamp>) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if before.is_some() && *seen == before {
+            self.checked[number].store(true, Ordering::Release);
+        }
     }
 }
 
@@ -134,6 +167,7 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
+    use crate::fetch::proved::Filling;
 
     fn decoded(bytes: &[u8]) -> (File, Decoded) {
         let mut summing = Summing::default();
@@ -145,17 +179,23 @@ mod tests {
         (handle, Decoded::new(file, size, summing.finish(), false).expect("as many sums"))
     }
 
+    fn read(decoded: &Decoded, range: ByteRange) -> Result<Proved> {
+        let mut filling = Filling::zeroed(range.len() as usize);
+        let len = range.len() as usize;
+        decoded.read(range, filling.place(0..len))?;
+        Ok(filling.finish())
+    }
+
     #[test]
     fn any_range_is_read_across_pieces() {
         let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7) as u8).collect();
         let (_, decoded) = decoded(&bytes);
         for (start, end) in [(0, 1), (1_048_575, 1_048_577), (0, 3_000_000), (2_999_999, 3_000_000)]
         {
-            let mut out = vec![0; end - start];
-            decoded.read(ByteRange::new(start as u64, end as u64), &mut out).expect("read");
-            assert_eq!(out, bytes[start..end]);
+            let range = ByteRange::new(start as u64, end as u64);
+            assert_eq!(&*read(&decoded, range).expect("read"), &bytes[start..end]);
         }
-        let beyond = decoded.read(ByteRange::new(0, 3_000_001), &mut vec![0; 3_000_001]);
+        let beyond = read(&decoded, ByteRange::new(0, 3_000_001));
         assert_eq!(beyond.expect_err("too far").kind, ErrorKind::Invalid);
     }
 
@@ -164,10 +204,29 @@ mod tests {
         let bytes = vec![7u8; 2_500_000];
         let (file, decoded) = decoded(&bytes);
         file.write_all_at(&[8], 1_500_000).expect("damaged");
-        let mut out = vec![0; 10];
-        decoded.read(ByteRange::at(0, 10), &mut out).expect("another piece is right");
-        let damaged = decoded.read(ByteRange::at(1_100_000, 10), &mut out);
+        read(&decoded, ByteRange::at(0, 10)).expect("another piece is right");
+        let damaged = read(&decoded, ByteRange::at(1_100_000, 10));
         assert_eq!(damaged.expect_err("found").kind, ErrorKind::DigestMismatch);
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_or_cut_after_the_check_is_found_too() {
+        let bytes = vec![7u8; 2_500_000];
+        let (file, decoded) = decoded(&bytes);
+        let all = ByteRange::new(0, 2_500_000);
+        assert_eq!(&*read(&decoded, all).expect("right"), &bytes[..]);
+        // Times of files tick every few milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        file.write_all_at(&[8], 1_500_000).expect("damaged");
+        read(&decoded, ByteRange::at(2_400_000, 10)).expect("another piece is right");
+        let damaged = read(&decoded, ByteRange::at(1_400_000, 200_000));
+        assert_eq!(damaged.expect_err("found").kind, ErrorKind::DigestMismatch);
+        file.write_all_at(&[7], 1_500_000).expect("mended");
+        assert_eq!(&*read(&decoded, all).expect("right again"), &bytes[..]);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        file.set_len(2_000_000).expect("cut");
+        let cut = read(&decoded, ByteRange::at(2_400_000, 10));
+        assert_eq!(cut.expect_err("lost").kind, ErrorKind::DigestMismatch);
     }
 
     #[test]

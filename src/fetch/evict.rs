@@ -61,7 +61,7 @@ impl Cache {
                 if let (Ok(meta), Some((kind, digest))) =
                     (entry.metadata(), classify(directory, &name))
                 {
-                    let (disk_bytes, used) = (meta.blocks() * 512, meta.mtime());
+                    let (disk_bytes, used) = (meta.blocks() * 512, meta.atime().max(meta.mtime()));
                     items.push(Item { kind, digest, disk_bytes, used, path: entry.path() });
                 }
             }

@@ -45,7 +45,7 @@ pub fn blobs(image: &Image) -> Vec<Blob> {
 /// The blob cannot be had, is not what its digest says, or cannot be written.
 pub async fn bring(store: &Store, directory: &Path, blob: &Blob) -> Result<bool> {
     let arrival = store.proved(blob, store.deadline()).await?;
-    if matches!(arrival.origin(), Origin::Layout(_)) {
+    if matches!(arrival.origin(), Origin::Layout) {
         return Ok(false);
     }
     let (directory, blob) = (directory.to_owned(), *blob);
@@ -64,13 +64,16 @@ fn copy(from: &File, directory: &Path, blob: &Blob) -> Result<()> {
         make_folder(folder)?;
     }
     let mut new = New::in_folder(parent).map_err(|e| failed(&e))?;
-    let mut at = 0;
+    let (mut at, mut hasher) = (0, blob.digest.hasher());
     while at < blob.size {
         let range = ByteRange::at(at, COPY_BYTES.min(blob.size - at));
         let bytes = read_exact_at(from, range)?;
+        hasher.update(&bytes);
         std::io::Write::write_all(&mut new.file, &bytes).map_err(|e| failed(&e))?;
         at = range.end;
     }
+    // What was read now, not what was proved before: the file may have been written to since.
+    blob.digest.compare(hasher)?;
     hand_over(&new.file, parent);
     new.file.sync_data().map_err(|e| failed(&e))?;
     new.take_name(&to).map_err(|e| failed(&e))

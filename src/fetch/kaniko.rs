@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cache::read_exact_at;
 use super::error::Result;
 use super::image::{Image, document};
 use super::sparse::SparseImage;
@@ -58,8 +57,8 @@ pub async fn write_base(store: &Store, image: &Image, kaniko: &Path) -> Result<P
     };
     let mut empty = Vec::new();
     for blob in empty_layers(&image.layers()?) {
-        let arrival = store.proved(&blob, store.deadline()).await?;
-        let bytes = read_exact_at(&arrival.file, ByteRange::new(0, blob.size))?;
+        let all = ByteRange::new(0, blob.size);
+        let bytes = store.read_proved(&blob, all, store.deadline()).await?;
         empty.push((blob, bytes.to_vec()));
     }
     let written = base_directory(kaniko, &base.manifest_digest);

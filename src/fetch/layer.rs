@@ -15,12 +15,13 @@ use super::cache::{Part, read_exact_at};
 use super::decoded::Decoded;
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
+use super::proved::{Filling, Place, Proved};
 use super::store::Store;
 use super::{Deadline, first_pass};
 use crate::layout::index::{LayerIndex, Span, is_seekable};
 use crate::layout::range::{ByteRange, RangeSet};
 use crate::layout::tree::Layer;
-use crate::layout::{codec, plan};
+use crate::layout::{Digest, plan};
 
 /// Bytes between two spans that are fetched along rather than asked for separately.
 const GAP_BYTES: u64 = 256 << 10;
@@ -83,8 +84,9 @@ impl LayerReader {
     }
 
     /// Reads `tar` into `out` (of the same length) if that needs neither the network nor decoding.
-    /// `None`: it does; use [`LayerReader::read`]. A range beyond the layer is refused.
-    pub fn read_now(&self, tar: ByteRange, out: &mut [u8]) -> Option<Result<()>> {
+    /// `None`: it does, and `out` may hold anything; use [`LayerReader::read`]. A range beyond the
+    /// layer is refused.
+    pub fn read_now(&self, tar: ByteRange, mut out: Place<'_>) -> Option<Result<()>> {
         if tar.end > self.index.tar_size {
             // No span would be found for what lies beyond, and zeros would pass for content.
             let message =
@@ -102,7 +104,7 @@ impl LayerReader {
         }
         for i in self.index.spans_for(tar) {
             let decoded = self.store.spans.get(&(self.layer.blob.digest, i))?;
-            copy_overlap(&self.index.spans[i], &decoded, tar, out);
+            copy_overlap(&self.index.spans[i], &decoded, tar, &mut out);
         }
         Some(Ok(()))
     }
@@ -111,20 +113,39 @@ impl LayerReader {
     ///
     /// # Errors
     /// The bytes cannot be had, or are not what their digest says.
-    pub async fn read(self: &Arc<Self>, tar: ByteRange, deadline: Deadline) -> Result<Bytes> {
-        let mut out = BytesMut::zeroed(tar.len() as usize);
-        if let Some(read) = self.read_now(tar, &mut out) {
-            return read.map(|()| out.freeze());
+    pub async fn read(self: &Arc<Self>, tar: ByteRange, deadline: Deadline) -> Result<Proved> {
+        let len = tar.len() as usize;
+        let mut out = Filling::zeroed(len);
+        if let Some(read) = self.read_now(tar, out.place(0..len)) {
+            return read.map(|()| out.finish());
         }
         if !self.seekable {
-            let decoded = self.decode_whole().await?;
-            return blocking(move || decoded.read(tar, &mut out).map(|()| out.freeze())).await;
+            return match self.read_decoded(tar).await {
+                // What another mount has left behind may be damaged; what we decode now is not.
+                Err(error)
+                    if error.kind == ErrorKind::DigestMismatch && self.decoded().is_some() =>
+                {
+                    self.discard_decoded(&error);
+                    self.read_decoded(tar).await
+                }
+                read => read,
+            };
         }
         let wanted = plan::plan_spans(&self.index, &[tar]);
         for (i, decoded) in self.decode_spans(&wanted, deadline).await? {
-            copy_overlap(&self.index.spans[i], &decoded, tar, &mut out);
+            copy_overlap(&self.index.spans[i], &decoded, tar, &mut out.place(0..len));
         }
-        Ok(out.freeze())
+        Ok(out.finish())
+    }
+
+    async fn read_decoded(&self, tar: ByteRange) -> Result<Proved> {
+        let decoded = self.decode_whole().await?;
+        let read = move || {
+            let len = tar.len() as usize;
+            let mut out = Filling::zeroed(len);
+            decoded.read(tar, out.place(0..len)).map(|()| out.finish())
+        };
+        blocking(read).await
     }
 
     fn decoded(&self) -> Option<Arc<Decoded>> {
@@ -184,7 +205,7 @@ impl LayerReader {
         self: &Arc<Self>,
         wanted: &[usize],
         deadline: Deadline,
-    ) -> Result<Vec<(usize, Bytes)>> {
+    ) -> Result<Vec<(usize, Proved)>> {
         // Entered in ascending order by everyone, so that no two wait for each other.
         let mut turns = Vec::new();
         for &i in wanted {
@@ -203,7 +224,7 @@ impl LayerReader {
         self: &Arc<Self>,
         wanted: &[usize],
         deadline: Deadline,
-    ) -> Result<Vec<(usize, Bytes)>> {
+    ) -> Result<Vec<(usize, Proved)>> {
         let key = |i| (self.layer.blob.digest, i);
         let (mut decoded, mut missing) = (Vec::new(), Vec::new());
         for &i in wanted {
@@ -214,11 +235,7 @@ impl LayerReader {
         }
         for (i, bytes) in self.stored_spans(&missing, deadline).await? {
             let span = self.index.spans[i].clone();
-            let decode = move || {
-                let plain = codec::decode_span(span.codec, &bytes, span.tar.len())?;
-                Ok(Bytes::from(plain))
-            };
-            let plain = blocking(decode).await?;
+            let plain = blocking(move || bytes.decode(&span)).await?;
             self.store.spans.put(key(i), plain.clone());
             decoded.push((i, plain));
         }
@@ -230,7 +247,7 @@ impl LayerReader {
         self: &Arc<Self>,
         wanted: &[usize],
         deadline: Deadline,
-    ) -> Result<Vec<(usize, Bytes)>> {
+    ) -> Result<Vec<(usize, Proved)>> {
         let mut stored = Vec::new();
         let mut missing = Vec::new();
         for &i in wanted {
@@ -247,8 +264,7 @@ impl LayerReader {
         }
         for i in missing {
             let span = &self.index.spans[i];
-            let bytes = assemble(span.blob, &pieces);
-            self.prove(span, &bytes)?;
+            let bytes = self.prove(span, assemble(span.blob, &pieces))?;
             let (reader, range, kept) = (self.clone(), span.blob, bytes.clone());
             blocking(move || {
                 reader.keep(range, &kept);
@@ -273,16 +289,15 @@ impl LayerReader {
         Ok(bytes.freeze())
     }
 
-    fn prove(&self, span: &Span, bytes: &[u8]) -> Result<()> {
-        let expected = crate::layout::Digest::Sha256(span.sha256);
-        expected.verify(bytes).map_err(|e| {
-            Error::from(e).context(format!("layer {}, bytes {}", self.layer.blob.digest, span.blob))
+    fn prove(&self, span: &Span, bytes: Bytes) -> Result<Proved> {
+        Proved::check(&Digest::Sha256(span.sha256), bytes).map_err(|e| {
+            e.context(format!("layer {}, bytes {}", self.layer.blob.digest, span.blob))
         })
     }
 
     /// The span from a local file, if it is there and right. Wrong or unreadable bytes are named in
     /// the log, and fetched.
-    fn local_span(&self, i: usize) -> Result<Option<Bytes>> {
+    fn local_span(&self, i: usize) -> Result<Option<Proved>> {
         let span = &self.index.spans[i];
         let blob = &self.layer.blob;
         let opened = self.store.open_local(blob)?;
@@ -292,7 +307,7 @@ impl LayerReader {
             None => self.resident_span(span),
         };
         let checked = local.and_then(|bytes| match bytes {
-            Some(bytes) => self.prove(span, &bytes).map(|()| Some(Bytes::from(bytes))),
+            Some(bytes) => self.prove(span, bytes.into()).map(Some),
             None => Ok(None),
         });
         match checked {
@@ -324,7 +339,7 @@ impl LayerReader {
     }
 
     /// Keeps proved bytes on disk. Failing to is no reason to fail the read.
-    fn keep(&self, range: ByteRange, bytes: &[u8]) {
+    fn keep(&self, range: ByteRange, bytes: &Proved) {
         let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(part) = &mut *part else { return };
         let kept = part
@@ -365,7 +380,7 @@ fn assemble(wanted: ByteRange, pieces: &[(ByteRange, Bytes)]) -> Bytes {
 }
 
 /// Copies what `span` (decoded) has of `tar` to its place in `out`.
-fn copy_overlap(span: &Span, decoded: &[u8], tar: ByteRange, out: &mut [u8]) {
+fn copy_overlap(span: &Span, decoded: &Proved, tar: ByteRange, out: &mut Place<'_>) {
     let both = span.tar.intersection(&tar);
     if both.is_empty() {
         return;
@@ -373,5 +388,5 @@ fn copy_overlap(span: &Span, decoded: &[u8], tar: ByteRange, out: &mut [u8]) {
     let from = (both.start - span.tar.start) as usize;
     let to = (both.start - tar.start) as usize;
     let len = both.len() as usize;
-    out[to..to + len].copy_from_slice(&decoded[from..from + len]);
+    out.part(to..to + len).copy(decoded, from..from + len);
 }

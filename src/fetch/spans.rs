@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use bytes::Bytes;
 use lru::LruCache;
 
+use super::proved::Proved;
 use crate::layout::Digest;
 
 /// A span: the blob's digest and the span's position in its `LayerIndex`.
@@ -19,7 +19,7 @@ pub struct Spans {
 
 #[derive(Debug)]
 struct Kept {
-    spans: LruCache<SpanKey, Bytes>,
+    spans: LruCache<SpanKey, Proved>,
     bytes: usize,
 }
 
@@ -30,13 +30,13 @@ impl Spans {
     }
 
     /// The decoded span, if it is kept. Counts as a use.
-    pub fn get(&self, key: &SpanKey) -> Option<Bytes> {
+    pub fn get(&self, key: &SpanKey) -> Option<Proved> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.spans.get(key).cloned()
     }
 
     /// Keeps a decoded span, and lets go of the least recently used ones beyond the bound.
-    pub fn put(&self, key: SpanKey, decoded: Bytes) {
+    pub fn put(&self, key: SpanKey, decoded: Proved) {
         if decoded.len() > self.bytes_max {
             return;
         }
@@ -60,13 +60,16 @@ mod tests {
     fn the_least_recently_used_spans_go_first_and_the_bound_holds() {
         let spans = Spans::new(10);
         let key = |i| (Digest::sha256_of(b""), i);
-        spans.put(key(0), Bytes::from_static(b"aaaa"));
-        spans.put(key(1), Bytes::from_static(b"bbbb"));
+        let proved = |bytes: &'static [u8]| {
+            Proved::check(&Digest::sha256_of(bytes), bytes.into()).expect("its own digest")
+        };
+        spans.put(key(0), proved(b"aaaa"));
+        spans.put(key(1), proved(b"bbbb"));
         assert!(spans.get(&key(0)).is_some());
-        spans.put(key(2), Bytes::from_static(b"cccc"));
+        spans.put(key(2), proved(b"cccc"));
         assert!(spans.get(&key(1)).is_none());
         assert!(spans.get(&key(0)).is_some());
-        spans.put(key(3), Bytes::from_static(b"longer than ten"));
+        spans.put(key(3), proved(b"longer than ten"));
         assert!(spans.get(&key(3)).is_none());
         assert_eq!(spans.kept.lock().expect("lock").bytes, 8);
     }

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 
-use super::arrival::{Arrival, Origin, Progress, Stamp, Until};
+use super::arrival::{Arrival, Origin, Progress, Until};
 use super::cache::{Cache, StreamLock};
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
+use super::proved::Proved;
 use super::spans::Spans;
 use super::{Deadline, Source};
+use crate::layout::range::ByteRange;
 use crate::layout::{Blob, Digest};
 
 /// How often a process that waits for another one's stream looks again.
@@ -115,6 +117,31 @@ impl Store {
         }
     }
 
+    /// Bytes of the whole, proved blob. Somebody may write to its file while we read: then it is
+    /// proved anew, once.
+    ///
+    /// # Errors
+    /// As [`Store::proved`].
+    pub async fn read_proved(
+        &self,
+        blob: &Blob,
+        range: ByteRange,
+        deadline: Deadline,
+    ) -> Result<Proved> {
+        let read = |arrival: Arc<Arrival>| async move {
+            tokio::task::spawn_blocking(move || arrival.read_proved(range))
+                .await
+                .map_err(|e| Error::new(ErrorKind::Local, format!("a read ended early: {e}")))?
+        };
+        match read(self.proved(blob, deadline).await?).await {
+            Err(error) if error.kind == ErrorKind::DigestMismatch => {
+                tracing::warn!(%error, "proving a blob anew");
+                read(self.proved(blob, deadline.renewed()).await?).await
+            }
+            read => read,
+        }
+    }
+
     /// The whole blob if this store has proved it (or found it proved in the cache) before.
     pub fn proved_now(&self, blob: &Blob) -> Option<Arc<Arrival>> {
         let arrival = self.running(blob)?;
@@ -139,21 +166,27 @@ impl Store {
         }
     }
 
-    /// An arrival that runs or has succeeded. A failed one is forgotten, and so is a file of the
-    /// layout directory that somebody has changed since; a damaged file there is not asked again.
+    /// An arrival that runs or has succeeded. A failed one is forgotten, and so is a file that
+    /// somebody has changed since; a damaged file of the layout directory is not asked again.
     fn running(&self, blob: &Blob) -> Option<Arc<Arrival>> {
         let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
         let arrival = arrivals.get(&blob.digest)?;
         let failed = match arrival.progress().outcome {
-            Some(Err(error)) => Some(error.kind),
+            Some(Err(error)) => {
+                if arrival.origin() != Origin::Source {
+                    let digest = blob.digest;
+                    tracing::warn!(%digest, %error, "a local blob is damaged, and is not used");
+                }
+                Some(error.kind)
+            }
             _ => None,
         };
-        if failed.is_none() && arrival.is_unchanged() {
+        if failed.is_none() && !arrival.is_abandoned() && arrival.is_unchanged() {
             return Some(arrival.clone());
         }
         if failed == Some(ErrorKind::DigestMismatch) {
             match arrival.origin() {
-                Origin::Layout(_) => {
+                Origin::Layout => {
                     let damaged = self.damaged_locally.lock();
                     damaged.unwrap_or_else(PoisonError::into_inner).insert(blob.digest);
                 }
@@ -167,11 +200,10 @@ impl Store {
 
     async fn start(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
         if let Some(file) = self.open_layout_blob(blob)? {
-            let origin = Origin::Layout(Stamp::of(&file)?);
-            return Ok(Arrival::start_local(*blob, file, origin));
+            return Arrival::start_local(*blob, file, Origin::Layout);
         }
         if let Some(file) = self.cache().open_blob(blob)? {
-            return Ok(Arrival::start_local(*blob, file, Origin::Cache));
+            return Arrival::start_local(*blob, file, Origin::Cache);
         }
         let source = self.source().map_err(|e| e.context(format!("blob {}", blob.digest)))?;
         match self.lock_stream(blob, deadline).await? {
@@ -179,7 +211,7 @@ impl Store {
                 let stall = self.config.stall;
                 Arrival::start(self.cache().clone(), lock, source.clone(), *blob, stall)
             }
-            Err(file) => Ok(Arrival::start_local(*blob, file, Origin::Cache)),
+            Err(file) => Arrival::start_local(*blob, file, Origin::Cache),
         }
     }
 

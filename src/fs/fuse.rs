@@ -16,6 +16,7 @@ use fuser::{
     LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
+use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 
 use super::attr::{attr, file_type, ino, node_id};
@@ -23,8 +24,9 @@ use super::counters::{Counters, Message};
 use super::errno;
 use super::mount::{TTL, request_capabilities};
 use super::open_files::OpenFiles;
-use super::ops::{Pin, View};
+use super::ops::View;
 use super::pending::Pending;
+use super::policy::Pin;
 use crate::fetch::ErrorKind;
 use crate::layout::tree::{NodeId, NodeKind, Tree};
 
@@ -86,21 +88,21 @@ impl Shell {
     ) {
         self.counters.count(message);
         if let Some(view) = self.view.get() {
-            return guarded(|| serve(view, reply));
+            return guarded(catch_unwind(AssertUnwindSafe(|| serve(view, reply))));
         }
         let pending = self.view.clone();
         self.runtime.spawn(async move {
             match pending.wait().await {
-                Ok(view) => guarded(|| serve(&view, reply)),
+                Ok(view) => guarded(catch_unwind(AssertUnwindSafe(|| serve(&view, reply)))),
                 Err(kind) => reply.refuse(errno::of_read(kind)),
             }
         });
     }
 }
 
-/// Runs a handler; a panic is logged, and its reply, dropped on the way, has answered EIO.
-fn guarded(handler: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(handler)).is_err() {
+/// A panic is logged; the reply of its handler, dropped on the way, has answered EIO.
+fn guarded(handled: std::thread::Result<()>) {
+    if handled.is_err() {
         tracing::error!("a handler panicked; the request was answered with EIO");
     }
 }
@@ -206,7 +208,10 @@ impl Filesystem for Shell {
                 None => {
                     let view = view.clone();
                     let read = Read { view, counters, notifier, pin, id, offset, size };
-                    runtime.spawn(read.run(reply));
+                    runtime.spawn(async move {
+                        let run = AssertUnwindSafe(read.run(reply));
+                        guarded(run.catch_unwind().await);
+                    });
                 }
             }
         });
@@ -340,9 +345,9 @@ impl Read {
         let deadline = self.view.store().deadline();
         let pin = self.pin.as_deref();
         match self.view.read(self.id, self.offset, self.size, pin, deadline).await {
-            Ok(bytes) => {
-                self.counters.count_read(bytes.len());
-                reply.data(&bytes);
+            Ok(served) => {
+                self.counters.count_read(served.bytes().len());
+                reply.data(served.bytes());
             }
             Err(error) => {
                 let wrong = error.kind == ErrorKind::DigestMismatch;

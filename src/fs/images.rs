@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
-use super::ops::{Policy, View};
+use super::ops::View;
+use super::policy::Policy;
 use crate::fetch::first_pass::{self, Keep};
 use crate::fetch::image::Image;
 use crate::fetch::layer::LayerReader;

@@ -11,6 +11,7 @@ pub mod open_files;
 pub mod ops;
 pub mod overlay;
 pub mod pending;
+pub mod policy;
 pub mod scratch;
 pub mod status;
 pub mod user_namespace;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fuser::FileHandle;
 
-use super::ops::Pin;
+use super::policy::Pin;
 
 /// Pins by file handle. Handle 0 is every other file.
 #[derive(Debug, Default)]

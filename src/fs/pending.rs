@@ -3,9 +3,11 @@
 //! A build that fails is reported to whoever waits, and is tried again when somebody asks next: the
 //! mount recovers when the registry does.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
 
 use super::ops::View;
@@ -41,7 +43,10 @@ impl Pending {
         F: Future<Output = Result<View>>,
     {
         loop {
-            match build().await {
+            // Whoever waits must hear of a panic, too, or would wait for good.
+            let built = AssertUnwindSafe(async { build().await }).catch_unwind().await;
+            let panicked = |_| Err(Error::new(ErrorKind::Local, "building the view panicked"));
+            match built.unwrap_or_else(panicked) {
                 Ok(view) => {
                     self.set(view);
                     return;
@@ -92,6 +97,20 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_build_that_panics_is_a_failed_one() {
+        let pending = Arc::new(Pending::default());
+        let builder = pending.clone();
+        let task = tokio::spawn(async move {
+            let build = || async { panic!("told to") };
+            builder.build(build, |_: &Error| {}).await;
+        });
+        for _ in 0..2 {
+            assert!(matches!(pending.wait().await, Err(ErrorKind::Local)));
+        }
+        task.abort();
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_failed_build_is_reported_and_tried_again_when_somebody_asks() {

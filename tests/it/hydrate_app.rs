@@ -351,7 +351,10 @@ fn a_hydrate_that_was_killed_goes_on_where_it_was() {
     let map = setting.room.cache_dir().join("v1/blobs/sha256").join(name);
     let mut child = setting.room.command(&["hydrate", app.path()]).spawn().expect("started");
     let started = Instant::now();
-    let is_noted = || fs::metadata(&map).is_ok_and(|meta| meta.len() > 0);
+    let noted = || -> Option<u64> {
+        fs::read_to_string(&map).ok()?.lines().last()?.split_once(' ')?.1.parse().ok()
+    };
+    let is_noted = || noted().is_some_and(|bytes| bytes > big.blob.len() as u64 / 2);
     let has_stalled = || is_noted() && app.missing().len() == 1;
     while !has_stalled() && started.elapsed() < LIMIT {
         std::thread::sleep(Duration::from_millis(5));

@@ -5,6 +5,7 @@ mod auth;
 mod commands;
 mod commit;
 mod commit_model;
+mod damage;
 mod extend;
 mod finalize;
 mod formats;

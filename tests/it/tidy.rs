@@ -16,7 +16,7 @@ const LAYERS: [(&str, &[&str]); 3] =
     [("layout", &["layout"]), ("fetch", &["layout", "fetch"]), ("fs", &["layout", "fetch", "fs"])];
 
 /// What only some places may name: the rest of the project must not care.
-const CONFINED: [(&str, &[&str], &str); 4] = [
+const CONFINED: [(&str, &[&str], &str); 6] = [
     ("fuser::", &["src/fs/"], "only src/fs/ may name FUSE"),
     (
         "reqwest::",
@@ -25,7 +25,12 @@ const CONFINED: [(&str, &[&str], &str); 4] = [
     ),
     ("Errno::E", ERRNO_PLACES, "only src/fs/errno.rs decides errnos"),
     ("libc::E", ERRNO_PLACES, "only src/fs/errno.rs decides errnos"),
+    ("vouch(", PROVERS, "only what checks whole files may vouch for their bytes"),
+    ("Streamed(", &["src/fs/policy.rs"], "only the policy serves bytes that are not proved"),
 ];
+
+/// Who makes proved bytes without checking their digest there and then: of files that were checked.
+const PROVERS: &[&str] = &["src/fetch/proved.rs", "src/fetch/decoded.rs", "src/fetch/arrival.rs"];
 
 /// Who gives errnos to readers. Those that the kernel gives to us are `rustix::io::Errno`, written
 /// in full, and may be read anywhere.
@@ -448,6 +453,18 @@ fn misplaced_and_unmapped_files_are_found() {
     project.top.insert("notes.txt".into());
     let expected = "notes.txt: does not belong at the top level";
     assert!(project.findings().contains(&expected.into()));
+}
+
+#[test]
+fn bytes_that_nobody_checked_are_found_on_their_way_into_a_reply() {
+    let vouched = "let bytes = Proved::vouch(bytes);\n";
+    let found = confined("src/fetch/store.rs", vouched);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("may vouch"), "{found:?}");
+    assert_eq!(confined("src/fetch/decoded.rs", vouched), [""; 0]);
+    let streamed = "Served::Streamed(Streamed(bytes))\n";
+    assert_eq!(confined("src/fs/ops.rs", streamed).len(), 1);
+    assert_eq!(confined("src/fs/policy.rs", streamed), [""; 0]);
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub struct Mount {
     room: Arc<Room>,
     path: PathBuf,
     mounted: bool,
+    said: String,
 }
 
 impl Room {
@@ -91,11 +92,13 @@ impl Room {
         let number = self.mounts_made.fetch_add(1, Ordering::Relaxed);
         let path = self.path().join(format!("mnt-{number}"));
         std::fs::create_dir(&path).unwrap();
-        let mut mount = Mount { room: Arc::clone(self), path, mounted: true };
+        let said = String::new();
+        let mut mount = Mount { room: Arc::clone(self), path, mounted: true, said };
         let outcome = self.run(&[&["mount", image, mount.path_text()], options].concat());
         mount.mounted = !mount.standing().is_empty();
         assert!(outcome.status.success(), "{outcome}\n{}", self.logs());
         assert!(mount.mounted, "nothing is mounted\n{outcome}\n{}", self.logs());
+        mount.said = outcome.stderr;
         mount
     }
 
@@ -129,6 +132,20 @@ impl Mount {
     /// The mountpoint.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What `layoutfs mount` said on stderr; later words are in the log.
+    pub fn said(&self) -> &str {
+        &self.said
+    }
+
+    /// What its daemon has logged so far. (The logs of root are in one place for the machine.)
+    #[track_caller]
+    pub fn log(&self) -> String {
+        let status = self.room.layoutfs(&["status", "--json", self.path_text()]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        let path = status["log"].as_str().expect("it logs somewhere");
+        String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned()
     }
 
     /// The room, for more commands with the same cache.
