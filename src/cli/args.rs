@@ -22,9 +22,9 @@ pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
     pub options: Options,
-    /// The process that serves in the background: ready on standard output
-    #[arg(long, hide = true)]
-    pub background_child: bool,
+    /// The process that serves in the background: ready on standard output; whose child it is
+    #[arg(long, hide = true, value_name = "PID")]
+    pub background_child: Option<i32>,
 }
 
 /// The options of every command.

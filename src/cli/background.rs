@@ -11,6 +11,18 @@ use crate::fetch::{Error, Result};
 /// What the serving process writes to standard output when the tree answers.
 const READY: &[u8] = b"ready\n";
 
+/// The process that has started this one, by its number.
+#[derive(Debug, Clone, Copy)]
+pub struct Starter(pub i32);
+
+impl Starter {
+    /// It has ended, however: nobody waits for the tree any more.
+    pub fn is_gone(self) -> bool {
+        let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+        parent != Some(self.0)
+    }
+}
+
 /// The option that tells a process that it is the serving one. It comes first: what stands last may
 /// belong to the command of a container.
 const CHILD_OPTION: &str = "--background-child";
@@ -26,7 +38,7 @@ pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
     // The program that runs now, even if its file was replaced meanwhile.
     let mut child = Command::new("/proc/self/exe")
         .arg0("layoutfs")
-        .arg(CHILD_OPTION)
+        .arg(format!("{CHILD_OPTION}={}", std::process::id()))
         .args(std::env::args_os().skip(1))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

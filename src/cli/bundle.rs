@@ -16,12 +16,12 @@ use crate::fetch::{Error, Result};
 use crate::fs::images::ViewKind;
 use crate::layout::runtime::ROOTFS;
 
-pub fn run(context: &Context, args: &args::Bundle, is_child: bool) -> Result<i32> {
+pub fn run(context: &Context, args: &args::Bundle) -> Result<i32> {
     rootless::need_root("bundle")?;
     let rootfs = absolute(&args.directory)?.join(ROOTFS);
     make_rootfs(&rootfs)?;
     let (rootfs, claim) = free_mountpoint(context, &rootfs)?;
-    if !is_child {
+    if context.starter.is_none() {
         // The serving process claims it for itself.
         drop(claim);
         return serve_in_background(None);
@@ -36,7 +36,7 @@ pub fn run(context: &Context, args: &args::Bundle, is_child: bool) -> Result<i32
     let daemon = Daemon::new(context, open, plan)?;
     daemon.serve(Some(claim), |mounted| {
         wanted.prepare(&daemon, mounted, &scratch, &rootfs)?;
-        daemon.serve_until_gone(mounted, true)
+        daemon.serve_until_gone(mounted)
     })
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::args::Options;
+use super::background::Starter;
 use super::sources;
 use crate::fetch::auth::keychain::KeychainConfig;
 use crate::fetch::cache::Cache;
@@ -33,6 +34,8 @@ pub struct Context {
     pub platform: Platform,
     /// Runs everything that waits.
     pub runtime: tokio::runtime::Runtime,
+    /// This process serves in the background; whoever started it waits until the tree answers.
+    pub starter: Option<Starter>,
 }
 
 /// An image that can be read.
@@ -50,7 +53,7 @@ impl Context {
     ///
     /// # Errors
     /// An option that this version does not have yet.
-    pub fn new(options: &Options) -> Result<Self> {
+    pub fn new(options: &Options, starter: Option<i32>) -> Result<Self> {
         if !matches!(options.prefetch.as_str(), "none" | "all") {
             let message = "--prefetch FILE: traces are not supported yet, use none or all";
             return Err(Error::new(ErrorKind::Usage, message));
@@ -61,7 +64,8 @@ impl Context {
             .build()
             .map_err(|e| Error::local("cannot start threads", &e))?;
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        Ok(Context { options: options.clone(), platform, runtime })
+        let starter = starter.map(Starter);
+        Ok(Context { options: options.clone(), platform, runtime, starter })
     }
 
     /// The cache: `--cache-dir`, else below `$XDG_CACHE_HOME` or `~/.cache`, for root in
@@ -162,7 +166,7 @@ impl Context {
     /// The documents are not all local.
     pub fn open_offline(&self, text: &str) -> Result<OpenImage> {
         let offline = Options { offline: true, ..self.options.clone() };
-        Context::new(&offline)?.open(text)
+        Context::new(&offline, None)?.open(text)
     }
 
     /// The sparse layout of an image in a registry, in the cache. Asked anew each time, unless

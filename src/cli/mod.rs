@@ -49,9 +49,10 @@ use crate::fetch::Result;
 pub fn main() -> ! {
     // clap ends the process itself: 0 after --help and --version, 2 for wrong usage.
     let cli = Cli::parse();
-    logging::start(&cli.options, cli.background_child);
+    logging::start(&cli.options, cli.background_child.is_some());
     // First of all: only a process of one thread can change its user namespace.
-    let context = rootless::enter(&cli.command).and_then(|()| Context::new(&cli.options));
+    let context = rootless::enter(&cli.command)
+        .and_then(|()| Context::new(&cli.options, cli.background_child));
     let result = context.as_ref().map_err(Clone::clone).and_then(|c| run(c, &cli));
     let code = match result {
         Ok(code) => code,
@@ -75,9 +76,9 @@ fn write_line(line: std::fmt::Arguments<'_>) {
 fn run(context: &Context, cli: &Cli) -> Result<i32> {
     match &cli.command {
         Command::Sparse(args) => sparse::run(context, args)?,
-        Command::Mount(args) => return mount::run(context, args, cli.background_child),
+        Command::Mount(args) => return mount::run(context, args),
         Command::Run(args) => return run::run(context, args),
-        Command::Bundle(args) => return bundle::run(context, args, cli.background_child),
+        Command::Bundle(args) => return bundle::run(context, args),
         Command::Unmount(args) => unmount::run(&context.run_directory()?, args)?,
         Command::Hydrate(args) => hydrate::run(context, args)?,
         Command::Commit(args) => commit::run(context, args)?,

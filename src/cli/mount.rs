@@ -10,11 +10,11 @@ use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::ViewKind;
 use crate::fs::mounts::{Claim, canonical_mountpoint, find_mount};
 
-pub fn run(context: &Context, args: &args::Mount, is_child: bool) -> Result<i32> {
+pub fn run(context: &Context, args: &args::Mount) -> Result<i32> {
     check(args)?;
     let (mountpoint, claim) = free_mountpoint(context, &args.mountpoint)?;
-    if args.foreground || is_child {
-        return serve::run(context, args, mountpoint, claim, is_child);
+    if args.foreground || context.starter.is_some() {
+        return serve::run(context, args, mountpoint, claim);
     }
     // The serving process claims it for itself.
     drop(claim);

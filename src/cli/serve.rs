@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::announce::{Told, announce};
 use super::args;
-use super::background::detach;
+use super::background::{Starter, detach};
 use super::context::{Context, OpenImage, absolute};
 use super::progress;
 use crate::fetch::arrival::Progress;
@@ -71,7 +71,6 @@ pub fn run(
     args: &args::Mount,
     mountpoint: PathBuf,
     claim: Claim,
-    in_background: bool,
 ) -> Result<i32> {
     let open = Arc::new(context.open(&args.image)?);
     let (image, view) = (args.image.as_str(), args.view);
@@ -89,7 +88,7 @@ pub fn run(
         if let Some(fd) = args.ready_fd {
             tell_descriptor(fd)?;
         }
-        daemon.serve_until_gone(mounted, in_background)
+        daemon.serve_until_gone(mounted)
     })
 }
 
@@ -187,11 +186,11 @@ impl<'a> Daemon<'a> {
     ///
     /// # Errors
     /// Nobody can be told.
-    pub fn serve_until_gone(&self, mounted: &Mounted, in_background: bool) -> Result<i32> {
+    pub fn serve_until_gone(&self, mounted: &Mounted) -> Result<i32> {
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::debug!(%error, "no service manager to tell");
         }
-        if in_background {
+        if self.context.starter.is_some() {
             detach(&self.run.log(&self.record.mountpoint))?;
         }
         self.context.runtime.block_on(self.wait_for_end(mounted));
@@ -218,8 +217,10 @@ impl<'a> Daemon<'a> {
         let blobs: Vec<_> = open.image.manifest.layers.iter().map(|l| l.blob).collect();
         let build = images::build(&open.store, &open.image, kind, policy);
         let shown = progress::show(&open.store, &blobs, self.context.options.quiet, build);
+        // Nobody would learn that the tree is there: then it is not fetched for nobody.
+        let is_alone = || self.context.starter.is_some_and(Starter::is_gone);
         let ended = async {
-            Signals::new()?.wait(|| mounted.has_ended()).await;
+            Signals::new()?.wait(|| mounted.has_ended() || is_alone()).await;
             Ok::<(), Error>(())
         };
         let view = self.context.runtime.block_on(async {
