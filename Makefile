@@ -12,10 +12,10 @@ FUZZ_CASES ?= 20000
 DENY := $(or $(shell command -v cargo-deny 2>/dev/null),target/tools/bin/cargo-deny)
 DENY_CHECK = $(DENY) --log-level error check --hide-inclusion-graph
 
-.PHONY: help setup build demo test fmt lint deny advisories bench fuzz clean
+.PHONY: help setup build demo test fmt lint deny advisories bench bench-extension fuzz clean
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
 setup: ## installs what tests and benchmark need (Debian; quick when all is there); Go it only looks for
 	@tests/setup-debian.sh tests
@@ -53,6 +53,9 @@ target/tools/bin/cargo-deny:
 
 bench: setup build ## against pull and unpack; appends a line to bench/results.md
 	@bench/first_contact.sh
+
+bench-extension: setup build ## a run image extended, against pull, unpack and the plain extender
+	@bench/extension.sh
 
 fuzz: ## random inputs: every property test with FUZZ_CASES of them, then each fuzz target if cargo-fuzz is here
 	PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --release --lib --test it

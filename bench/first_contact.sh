@@ -202,6 +202,6 @@ cells+=" $ratio |"
 list_ms=$(median list_ours | awk '{ print $1 * 1000 }')
 echo "mount of a known image until ls -l answers: $list_ms ms"
 commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
-echo "| $(date +%F) | $commit | $(nproc) x ${cpu:-unknown}, Linux $(uname -r | cut -d - -f 1) | $size_mb MB |$cells $list_ms ms |" \
-    >> bench/results.md
-tail -n 1 bench/results.md
+line="| $(date +%F) | $commit | $(nproc) x ${cpu:-unknown}, Linux $(uname -r | cut -d - -f 1) | $size_mb MB |$cells $list_ms ms |"
+bench/row.sh 'First contact' "$line"
+echo "$line"
