@@ -308,7 +308,7 @@ RUN echo back >/etc/issue.net && cd /srv/row && mkdir a && echo again >c && touc
 ];
 
 /// What the tests started later than: times since then are those of the commands, which differ.
-fn settled(mut listing: Listing, since: i64) -> Listing {
+pub fn settled(mut listing: Listing, since: i64) -> Listing {
     let now = seconds();
     for facts in listing.0.values_mut().filter(|facts| (since..=now).contains(&facts.mtime)) {
         (facts.mtime, facts.mtime_ns) = (i64::MAX, 0);
@@ -316,7 +316,7 @@ fn settled(mut listing: Listing, since: i64) -> Listing {
     listing
 }
 
-fn seconds() -> i64 {
+pub fn seconds() -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     now.as_secs().try_into().unwrap()
 }
@@ -341,7 +341,7 @@ fn differing(one: Option<&Facts>, other: Option<&Facts>) -> String {
 }
 
 /// What is not the same, by path.
-fn differences(one: &Listing, other: &Listing) -> BTreeMap<String, String> {
+pub fn differences(one: &Listing, other: &Listing) -> BTreeMap<String, String> {
     let paths: BTreeSet<_> = one.0.keys().chain(other.0.keys()).collect();
     let differ = paths.into_iter().filter_map(|path| {
         let (one, other) = (one.0.get(path), other.0.get(path));
@@ -381,7 +381,7 @@ fn assert_attributable(changed: &BTreeMap<String, String>) {
 }
 
 /// The paths that an image's top layer speaks of.
-fn members(image: &Image) -> BTreeSet<String> {
+pub fn members(image: &Image) -> BTreeSet<String> {
     let layers = image.layers();
     let blob = image.dir.join("blobs/sha256").join(hex(layers.last().unwrap()));
     let mut tar = Vec::new();

@@ -101,7 +101,8 @@ pub fn file(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
 }
 
-fn program(path: &Path, text: &str) {
+/// Writes `text` into `path`, as a program.
+pub fn program(path: &Path, text: &str) {
     file(path, text);
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }

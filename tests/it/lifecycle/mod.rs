@@ -5,6 +5,7 @@
 //! `smoke` takes seconds: `make test` runs it before everything else.
 
 mod application;
+mod apt;
 mod build;
 mod counts;
 mod dockerfiles;
