@@ -206,7 +206,8 @@ impl Upper {
 
     fn check_name(&self, path: &[u8], name: &[u8]) -> Result<()> {
         let refused = |why: String| {
-            let message = format!("{}: {why}; --exclude it", self.shown(path));
+            let message =
+                format!("{}: {why}; rename it, or `commit --exclude` it", self.shown(path));
             Err(Error::new(ErrorKind::Invalid, message))
         };
         if classify(name) != Name::Plain {

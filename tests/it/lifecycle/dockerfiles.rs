@@ -461,3 +461,17 @@ fn commit_agrees_with_kanikos_own_layers() {
         expected.map(|(path, how, _)| ((*path).to_owned(), (*how).to_owned())).collect();
     assert_eq!(differences(&plain, &shadow), expected, "{}", plain.diff(&shadow));
 }
+
+#[test]
+fn a_name_that_no_layer_can_say_is_told_with_what_to_do() {
+    let build = Build::new("0.13");
+    let digest = build.sparse(&build.debian.reference("stack"), RUN_IMAGE);
+    let head = "ARG base_image\nFROM ${base_image}\nUSER root\n";
+    build.write_phases(&digest, &format!("{head}RUN touch /srv/.wh.name\nUSER 1000\n"));
+    let outcome = build.try_extend(&["--mode", "shadow"]);
+    assert_eq!(outcome.code(), Some(3), "{outcome}");
+    for word in ["/srv/.wh.name", "a file is removed", "rename it"] {
+        assert!(outcome.stderr.contains(word), "no {word:?}: {outcome}");
+    }
+    assert!(build.extended_directories().is_empty());
+}
