@@ -204,6 +204,7 @@ RUN cd /opt/odd && touch -d @1500000000.123456789 uid-pax && touch /usr/share/do
         name: "contents",
         instructions: "\
 RUN cd /opt/odd && : >>/etc/issue && echo x >passing && rm passing && chmod 755 /etc/apt && \\
+    : >>uid-base256 && chmod 644 hard-fifo && chown -h 0:0 /etc/alternatives/awk && \\
     perl -e 'open F, \"+<\", \"/usr/bin/tac\" or die' && \\
     cp -a setuid /tmp/kept && rm setuid && cp -a /tmp/kept setuid && rm /tmp/kept && \\
     cat setgid >/tmp/kept && rm setgid && cp /tmp/kept setgid && rm /tmp/kept && \\
@@ -211,7 +212,16 @@ RUN cd /opt/odd && : >>/etc/issue && echo x >passing && rm passing && chmod 755 
     truncate -s 2M sparse-gnu && printf x | dd of=sparse-1.0 bs=1 seek=500000 conv=notrunc
 ",
         changes: &["opt/odd/setgid", "opt/odd/holes", "opt/odd/sparse-gnu", "opt/odd/sparse-1.0"],
-        leaves: &["etc/issue", "usr/bin/tac", "opt/odd/setuid", "opt/odd/passing", "etc/apt"],
+        leaves: &[
+            "etc/issue",
+            "usr/bin/tac",
+            "opt/odd/setuid",
+            "opt/odd/passing",
+            "opt/odd/uid-base256",
+            "opt/odd/hard-fifo",
+            "etc/alternatives/awk",
+            "etc/apt",
+        ],
         kaniko_differs: &[],
     },
     Case {
