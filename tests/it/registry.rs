@@ -343,3 +343,23 @@ async fn a_log_holds_each_call() {
     assert_eq!(calls, ranges);
     assert_eq!((record.counters().now().requests, record.counters().now().bytes), (2, 11));
 }
+
+#[tokio::test]
+async fn a_byte_now_and_then_does_not_keep_a_reader() {
+    let (registry, blob, _) = with_blob();
+    let client = client_of(&registry, "a/b");
+    let every = Duration::from_millis(100);
+    registry.inject(Fault::new(Action::Drip { bytes: 1, every }));
+    let stall = Deadline::after(Duration::from_millis(500));
+    let mut body = client.read(&blob, ByteRange::new(0, 4000), stall).await.unwrap();
+    let mut arrived = 0;
+    let error = loop {
+        match body.next().await {
+            Ok(chunk) => arrived += chunk.unwrap().len(),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind, ErrorKind::DeadlinePassed, "{error}");
+    assert!(error.to_string().contains("bytes arrived while"), "{error}");
+    assert!((1..100).contains(&arrived), "{arrived} bytes came before it was left");
+}

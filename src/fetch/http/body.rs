@@ -1,6 +1,6 @@
 //! An answer: its head, and its body read with limits and before a deadline.
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{AsHeaderName, CONTENT_ENCODING, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -8,6 +8,11 @@ use reqwest::{StatusCode, Url};
 
 use super::super::{BoxFuture, Chunks, Deadline, Error, ErrorKind, Result};
 use super::failure;
+
+/// Bytes that each second of a deadline costs: who sends less than so many on average while we
+/// wait would keep a reader for hours and count as alive. A line that is shared by all requests that
+/// one mount has under way is far above it.
+const PACE_BYTES_PER_S: u64 = 1 << 10;
 
 /// How much of an error's body is read: a registry's error document is far smaller.
 const ERROR_BYTES_MAX: u64 = 64 << 10;
@@ -17,7 +22,15 @@ pub struct Answer {
     what: String,
     url: Url,
     response: reqwest::Response,
-    deadline: Deadline,
+    patience: Patience,
+}
+
+/// How long the next bytes may take. Only time spent waiting counts: a slow reader is no slow server.
+struct Patience {
+    stall: Duration,
+    left: Duration,
+    /// Bytes since it was full last; `None` before the first, which fills it.
+    arrived_bytes: Option<u64>,
 }
 
 /// The body of an answer on its way, counted.
@@ -34,7 +47,9 @@ impl Answer {
         response: reqwest::Response,
         deadline: Deadline,
     ) -> Self {
-        Answer { what, url, response, deadline }
+        let left = deadline.at().saturating_duration_since(Instant::now());
+        let patience = Patience { stall: deadline.stall(), left, arrived_bytes: None };
+        Answer { what, url, response, patience }
     }
 
     /// The status of the last hop.
@@ -118,16 +133,17 @@ impl Answer {
         Stream { answer: self, wanted_bytes, left_bytes: wanted_bytes }
     }
 
-    /// The next bytes of the body. Each arrival renews the deadline.
+    /// The next bytes of the body.
     async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
-            let chunk = self.response.chunk();
-            match tokio::time::timeout_at(self.deadline.at().into(), chunk).await {
-                Err(_) => return Err(failure::deadline_passed(&self.what, self.deadline)),
+            let began = Instant::now();
+            let chunk = tokio::time::timeout(self.patience.left, self.response.chunk()).await;
+            match chunk {
+                Err(_) => return Err(self.patience.lost(&self.what)),
                 Ok(Err(error)) => return Err(failure::transport(&self.what, &error)),
                 Ok(Ok(None)) => return Ok(None),
                 Ok(Ok(Some(chunk))) => {
-                    self.deadline = self.deadline.renewed();
+                    self.patience.spend(began.elapsed(), chunk.len() as u64);
                     if !chunk.is_empty() {
                         return Ok(Some(chunk));
                     }
@@ -137,12 +153,28 @@ impl Answer {
     }
 }
 
+impl Patience {
+    /// `bytes` came after a wait. Enough of them, and patience is full again.
+    fn spend(&mut self, waited: Duration, bytes: u64) {
+        self.left = self.left.saturating_sub(waited);
+        let arrived = self.arrived_bytes.map(|before| before.saturating_add(bytes));
+        let due = u128::from(PACE_BYTES_PER_S) * self.stall.as_millis() / 1000;
+        if arrived.is_none_or(|arrived| u128::from(arrived) >= due) {
+            self.left = self.stall;
+        }
+        self.arrived_bytes = Some(arrived.filter(|&a| u128::from(a) < due).unwrap_or(0));
+    }
+
+    fn lost(&self, what: &str) -> Error {
+        match self.arrived_bytes {
+            None | Some(0) => failure::deadline_passed(what, self.stall),
+            Some(bytes) => failure::too_slow(what, bytes, self.stall),
+        }
+    }
+}
+
 impl Stream {
     async fn advance(&mut self) -> Result<Option<Bytes>> {
-        if self.left_bytes < self.wanted_bytes {
-            // A slow reader is not a slow server: the wait starts when somebody waits.
-            self.answer.deadline = self.answer.deadline.renewed();
-        }
         let arrived = self.wanted_bytes - self.left_bytes;
         let wanted = self.wanted_bytes;
         match self.answer.next_chunk().await {
@@ -166,5 +198,41 @@ impl Stream {
 impl Chunks for Stream {
     fn next(&mut self) -> BoxFuture<'_, Result<Option<Bytes>>> {
         Box::pin(self.advance())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_a_second_is_not_enough_and_a_slow_line_is() {
+        let stall = Duration::from_secs(60);
+        let full = || Patience { stall, left: stall, arrived_bytes: Some(0) };
+        let second = Duration::from_secs(1);
+        let mut drip = full();
+        (0..60).for_each(|_| drip.spend(second, 1));
+        assert_eq!(drip.left, Duration::ZERO);
+        assert!(drip.lost("GET x").to_string().contains("60 bytes"), "{}", drip.lost("GET x"));
+        let mut slow = full();
+        (0..10_000).for_each(|_| slow.spend(second, 1100));
+        assert!(slow.left > Duration::ZERO);
+        // Nobody waited for what a slow reader took late.
+        let mut late = full();
+        (0..1000).for_each(|_| late.spend(Duration::ZERO, 1));
+        assert_eq!(late.left, stall);
+    }
+
+    #[test]
+    fn a_burst_buys_one_deadline_and_no_more() {
+        let stall = Duration::from_secs(1);
+        let mut patience = Patience { stall, left: stall, arrived_bytes: Some(0) };
+        patience.spend(Duration::from_millis(900), 1 << 30);
+        assert_eq!((patience.left, patience.arrived_bytes), (stall, Some(0)));
+        // However late the first byte came, the second has as long.
+        let left = Duration::from_millis(10);
+        let mut patience = Patience { stall, left, arrived_bytes: None };
+        patience.spend(left, 1);
+        assert_eq!(patience.left, stall);
     }
 }

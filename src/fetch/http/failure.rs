@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use super::super::{Deadline, Error, ErrorKind};
+use super::super::{Error, ErrorKind};
 
 /// The most of a registry's own words that goes into a message.
 const EXCERPT_CHARS_MAX: usize = 200;
@@ -17,9 +17,14 @@ const SOURCES_MAX: usize = 16;
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// No byte came in time.
-pub fn deadline_passed(what: &str, deadline: Deadline) -> Error {
-    let stall = deadline.stall();
+pub fn deadline_passed(what: &str, stall: Duration) -> Error {
     Error::new(ErrorKind::DeadlinePassed, format!("{what}: no byte arrived within {stall:?}"))
+}
+
+/// Bytes came, and too few of them to wait for the rest.
+pub fn too_slow(what: &str, bytes: u64, stall: Duration) -> Error {
+    let text = format!("{what}: only {bytes} bytes arrived while {stall:?} were waited for more");
+    Error::new(ErrorKind::DeadlinePassed, text)
 }
 
 /// The connection failed, or the answer was not HTTP.

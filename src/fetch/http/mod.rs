@@ -133,7 +133,7 @@ impl Http {
         }
         let what = format!("{method} {}", redacted(url));
         match tokio::time::timeout_at(deadline.at().into(), builder.send()).await {
-            Err(_) => Err(failure::deadline_passed(&what, deadline)),
+            Err(_) => Err(failure::deadline_passed(&what, deadline.stall())),
             Ok(Err(error)) => Err(failure::transport(&what, &error)),
             Ok(Ok(response)) => Ok(Answer::new(what, url.clone(), response, deadline)),
         }
