@@ -210,7 +210,7 @@ impl Context {
         }
         let source: Option<Arc<dyn Source>> = match sources.is_empty() {
             true => None,
-            false => Some(Arc::new(Failover::new(sources))),
+            false => Some(Arc::new(Failover::counting(sources, asked.clone()))),
         };
         let cache = self.cache()?;
         if let Some(limit) = self.options.cache_limit {

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::cache::{Cache, Part, StreamLock};
 use super::error::{Error, ErrorKind, Result};
 use super::proved::Proved;
-use super::{Body, Deadline, Source};
+use super::{Body, Deadline, Distrust, Source};
 use crate::layout::Blob;
 use crate::layout::digest::Hasher;
 use crate::layout::range::ByteRange;
@@ -72,6 +72,16 @@ pub struct Arrival {
     proved_as: Arc<OnceLock<Stamp>>,
     progress: watch::Receiver<Progress>,
     origin: Origin,
+    fetch: Option<AbortHandle>,
+}
+
+/// What has come stays in the part; what was to come is asked for no more.
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        if let Some(fetch) = &self.fetch {
+            fetch.abort();
+        }
+    }
 }
 
 /// Where an arrival has its bytes from.
@@ -136,8 +146,10 @@ impl Arrival {
         let sender = Arc::new(sender);
         let (pieces, queue) = mpsc::channel(QUEUED_PIECES);
         let start = part.prefix().min(blob.size);
-        let fetching = Fetching { source, blob, stall, progress: sender.clone(), pieces };
+        let fetching =
+            Fetching { source: source.clone(), blob, stall, progress: sender.clone(), pieces };
         let fetch = tokio::spawn(async move { fetching.run(start).await });
+        let fetch_handle = Some(fetch.abort_handle());
         let proved_as = Arc::new(OnceLock::new());
         let writing = Writing {
             cache,
@@ -157,11 +169,18 @@ impl Arrival {
             let outcome = match (fetched, written) {
                 (_, Err(error)) if error.kind == ErrorKind::Local => Err(error),
                 (Err(error), _) => Err(error),
+                (Ok(()), Err(error)) if error.kind == ErrorKind::DigestMismatch => {
+                    // What an earlier stream left may be what is wrong: then nobody is to blame.
+                    let whole = ByteRange::new(0, blob.size);
+                    let may_differ = start > 0 || source.distrust(&blob, whole, Distrust::Wrong);
+                    Err(Error { may_differ, ..error.context(source.name()) })
+                }
                 (Ok(()), written) => written,
             };
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
-        Ok(Arc::new(Arrival { blob, file, proved_as, progress, origin: Origin::Source }))
+        let origin = Origin::Source;
+        Ok(Arc::new(Arrival { blob, file, proved_as, progress, origin, fetch: fetch_handle }))
     }
 
     /// Starts hashing a file that is whole already: the same waiting, no copy. What was right when
@@ -178,10 +197,14 @@ impl Arrival {
         let (sender, progress) = watch::channel(Progress::default());
         let hashed = file.clone();
         tokio::task::spawn_blocking(move || {
-            let outcome = hash_file(&hashed, blob, &sender);
+            // Another attempt has the bytes from elsewhere: see `Store`.
+            let outcome = hash_file(&hashed, blob, &sender).map_err(|error| Error {
+                may_differ: error.kind == ErrorKind::DigestMismatch,
+                ..error
+            });
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
-        Ok(Arc::new(Arrival { blob, file, proved_as, progress, origin }))
+        Ok(Arc::new(Arrival { blob, file, proved_as, progress, origin, fetch: None }))
     }
 
     /// Where the bytes come from.

@@ -44,12 +44,15 @@ pub struct Error {
     pub message: String,
     /// What the server asked us to wait (Retry-After).
     pub retry_after: Option<Duration>,
+    /// Wrong bytes ([`ErrorKind::DigestMismatch`]) that another attempt has from elsewhere: these
+    /// were a damaged file's, the rest of a broken stream, or of one source among several.
+    pub may_differ: bool,
 }
 
 impl Error {
     /// An error of `kind` with a one-line message.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Error { kind, message: message.into(), retry_after: None }
+        Error { kind, message: message.into(), retry_after: None, may_differ: false }
     }
 
     /// A local file's trouble: `doing` names the action and the path.

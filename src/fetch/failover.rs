@@ -1,5 +1,6 @@
 //! Several sources in order as one Source: mirrors first, the origin last. What one does not
-//! have, or cannot deliver, the next one is asked for.
+//! have, or cannot deliver, the next one is asked for. One that served wrong bytes of a blob is asked
+//! for that blob last.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
+use super::record::Counters;
 use super::resume::{Break, Reopen, Resumed};
-use super::{Body, BoxFuture, Deadline, Error, ErrorKind, Result, Source};
-use crate::layout::range::ByteRange;
+use super::{Body, BoxFuture, Deadline, Distrust, Error, ErrorKind, Result, Source};
+use crate::layout::range::{ByteRange, RangeSet};
 use crate::layout::{Blob, Digest};
 
-/// How long a source that could not be reached is asked last.
+/// How long a source that could not be reached, or hardly delivered, is asked last.
 const REST: Duration = Duration::from_secs(30);
 
 /// Blobs whose source is remembered: more than the layers of all images that one mount shows.
@@ -26,13 +28,32 @@ pub struct Failover {
 struct Line {
     sources: Vec<Arc<dyn Source>>,
     state: Mutex<State>,
+    counters: Arc<Counters>,
 }
 
 struct State {
     /// For each source, until when it is asked last.
     resting_until: Vec<Option<Instant>>,
-    /// Which source had a blob, so that the others are not asked for each range.
-    had: LruCache<Digest, usize>,
+    blobs: LruCache<Digest, Known>,
+}
+
+/// What is known of the sources of one blob.
+#[derive(Default)]
+struct Known {
+    /// Which one had it, so that the others are not asked for each range.
+    had: Option<usize>,
+    /// Which one was asked last for which bytes.
+    asked: Vec<(usize, RangeSet)>,
+    /// Those that served wrong bytes.
+    wrong: Vec<Wrong>,
+}
+
+/// One source, of one blob.
+struct Wrong {
+    at: usize,
+    last: Instant,
+    /// It served all of what was wrong once. (Else it may have been another's part.)
+    is_proved: bool,
 }
 
 /// One read: which sources it can still turn to, and why the others could not.
@@ -46,9 +67,14 @@ struct Turn {
 impl Failover {
     /// Asks `sources` in this order.
     pub fn new(sources: Vec<Arc<dyn Source>>) -> Self {
+        Failover::counting(sources, Arc::default())
+    }
+
+    /// The same; what is distrusted is counted in `counters`.
+    pub fn counting(sources: Vec<Arc<dyn Source>>, counters: Arc<Counters>) -> Self {
         let resting_until = vec![None; sources.len()];
-        let state = Mutex::new(State { resting_until, had: LruCache::new(BLOBS_MAX) });
-        Failover { line: Arc::new(Line { sources, state }) }
+        let state = Mutex::new(State { resting_until, blobs: LruCache::new(BLOBS_MAX) });
+        Failover { line: Arc::new(Line { sources, state, counters }) }
     }
 
     async fn read_somewhere(
@@ -75,6 +101,10 @@ impl Source for Failover {
         Box::pin(self.read_somewhere(blob, range, deadline))
     }
 
+    fn distrust(&self, blob: &Blob, range: ByteRange, why: Distrust) -> bool {
+        self.line.distrust(blob, range, why)
+    }
+
     fn name(&self) -> String {
         let names: Vec<String> = self.line.sources.iter().map(|source| source.name()).collect();
         names.join(", ")
@@ -82,18 +112,89 @@ impl Source for Failover {
 }
 
 impl Line {
-    /// The sources for a blob, best first: the one that had it, then as given; those that rest,
-    /// last.
+    /// The sources for a blob, best first: the one that had it, then as given; then those that
+    /// rest; last those that served wrong bytes of it, the latest of them at the very end.
     fn order(&self, digest: &Digest) -> Vec<usize> {
         let now = Instant::now();
         let mut state = self.lock();
-        let had = state.had.get(digest).copied();
+        let State { resting_until, blobs } = &mut *state;
+        let known = blobs.get_or_insert_mut(*digest, Known::default);
         let mut order: Vec<usize> = (0..self.sources.len()).collect();
         order.sort_by_key(|&at| {
-            let rests = state.resting_until[at].is_some_and(|until| until > now);
-            (rests, had != Some(at))
+            let rests = resting_until[at].is_some_and(|until| until > now);
+            (known.wrong_at(at), rests, known.had != Some(at))
         });
         order
+    }
+
+    fn asks(&self, at: usize, digest: Digest, range: ByteRange) {
+        let mut state = self.lock();
+        let known = state.blobs.get_or_insert_mut(digest, Known::default);
+        for (_, asked) in &mut known.asked {
+            asked.remove(range);
+        }
+        match known.asked.iter_mut().find(|(other, _)| *other == at) {
+            Some((_, asked)) => asked.insert(range),
+            None => {
+                let mut asked = RangeSet::new();
+                asked.insert(range);
+                known.asked.push((at, asked));
+            }
+        }
+    }
+
+    fn distrust(&self, blob: &Blob, range: ByteRange, why: Distrust) -> bool {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let State { resting_until, blobs } = &mut *state;
+        let known = blobs.get_or_insert_mut(blob.digest, Known::default);
+        let has_some = |asked: &RangeSet| asked.missing(range) != [range];
+        let guilty: Vec<usize> =
+            known.asked.iter().filter(|(_, a)| has_some(a)).map(|(at, _)| *at).collect();
+        let all = 0..self.sources.len();
+        match why {
+            Distrust::Slow => {
+                guilty.iter().for_each(|&at| resting_until[at] = Some(now + REST));
+                let is_free = |at: &usize| !guilty.contains(at) && !known.is_proved_wrong(*at);
+                let is_elsewhere = all.clone().any(|at| is_free(&at));
+                drop(state);
+                let can_again = self.tell(blob, range, why, &guilty);
+                if is_elsewhere || can_again {
+                    self.counters.count_hedge();
+                }
+                is_elsewhere || can_again
+            }
+            Distrust::Wrong => {
+                // Who is found wrong for the second time had its turn as nobody else delivers.
+                let is_news = guilty.iter().any(|at| !known.is_proved_wrong(*at));
+                let is_known = !guilty.is_empty() && !is_news;
+                known.found_wrong(&guilty, now);
+                let is_elsewhere = all.clone().any(|at| !known.is_proved_wrong(at));
+                drop(state);
+                self.tell(blob, range, why, &guilty);
+                is_elsewhere && !is_known
+            }
+        }
+    }
+
+    /// `true`: all of the guilty can be asked again.
+    fn tell(&self, blob: &Blob, range: ByteRange, why: Distrust, guilty: &[usize]) -> bool {
+        let mut can_again = true;
+        for &at in guilty {
+            let source = &self.sources[at];
+            can_again &= source.distrust(blob, range, why);
+            let (source, digest) = (source.name(), blob.digest);
+            match why {
+                Distrust::Slow => tracing::debug!(source, %digest, %range, "slow to deliver"),
+                Distrust::Wrong => {
+                    tracing::warn!(source, %digest, %range, "wrong bytes: asked last for this blob");
+                    if guilty.len() == 1 {
+                        self.counters.set_aside(source, digest);
+                    }
+                }
+            }
+        }
+        can_again
     }
 
     fn note(&self, at: usize, digest: Digest, error: Option<&Error>) {
@@ -101,12 +202,11 @@ impl Line {
         match error.map(|error| error.kind) {
             None => {
                 state.resting_until[at] = None;
-                state.had.put(digest, at);
+                state.blobs.get_or_insert_mut(digest, Known::default).had = Some(at);
             }
             Some(kind) => {
-                if state.had.peek(&digest) == Some(&at) {
-                    state.had.pop(&digest);
-                }
+                let known = state.blobs.get_or_insert_mut(digest, Known::default);
+                known.had = known.had.filter(|had| *had != at);
                 if matches!(kind, ErrorKind::Network | ErrorKind::DeadlinePassed) {
                     state.resting_until[at] = Some(Instant::now() + REST);
                 }
@@ -119,14 +219,36 @@ impl Line {
     }
 }
 
+impl Known {
+    fn wrong_at(&self, at: usize) -> Option<Instant> {
+        self.wrong.iter().find(|wrong| wrong.at == at).map(|wrong| wrong.last)
+    }
+
+    fn is_proved_wrong(&self, at: usize) -> bool {
+        self.wrong.iter().any(|wrong| wrong.at == at && wrong.is_proved)
+    }
+
+    fn found_wrong(&mut self, guilty: &[usize], last: Instant) {
+        for &at in guilty {
+            let is_proved = guilty.len() == 1 || self.is_proved_wrong(at);
+            self.wrong.retain(|wrong| wrong.at != at);
+            self.wrong.push(Wrong { at, last, is_proved });
+            self.had = self.had.filter(|had| *had != at);
+        }
+        self.asked.clear();
+    }
+}
+
 impl Turn {
     async fn open(&mut self, blob: &Blob, range: ByteRange, deadline: Deadline) -> Result<Body> {
         while !self.left.is_empty() {
             let share = share(deadline, self.left.len());
             self.current = self.left.remove(0);
             let source = &self.line.sources[self.current];
+            self.line.asks(self.current, blob.digest, range);
             match source.read(blob, range, share).await {
                 Ok(body) => {
+                    self.line.asks(self.current, blob.digest, body.range);
                     self.line.note(self.current, blob.digest, None);
                     return Ok(body);
                 }

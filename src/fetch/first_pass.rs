@@ -18,7 +18,7 @@ use super::arrival::{Arrival, Until};
 use super::cache::{Cache, read_exact_at};
 use super::decoded::{Decoded, Summing, Sums};
 use super::error::{Error, ErrorKind, Result};
-use super::store::Store;
+use super::store::{self, Store};
 use crate::layout::Digest;
 use crate::layout::digest::Hasher;
 use crate::layout::index::scan::{ScannedLayer, Scanner};
@@ -49,21 +49,20 @@ pub struct Pass {
     pub decoded: Option<Decoded>,
 }
 
-/// Reads the whole of `layer` once. Tried once more when the bytes are wrong: they may be what an
-/// interrupted stream left, or a damaged local file.
+/// Reads the whole of `layer` once; again when the bytes are wrong, and others may come.
 ///
 /// # Errors
 /// The blob cannot be had, is not what its digests say, or is not a layer.
 pub async fn run(store: &Arc<Store>, layer: &Layer, keep: Keep) -> Result<Pass> {
-    match run_once(store, layer, keep).await {
-        Err(error)
-            if error.kind == ErrorKind::DigestMismatch
-                && store.proved_now(&layer.blob).is_none() =>
-        {
-            tracing::warn!(layer = %layer.blob.digest, %error, "reading a layer once more");
-            run_once(store, layer, keep).await
+    let mut attempts = 1;
+    loop {
+        match run_once(store, layer, keep).await {
+            Err(error) if error.may_differ && attempts < store::ATTEMPTS_MAX => {
+                tracing::warn!(layer = %layer.blob.digest, %error, "reading a layer once more");
+                attempts += 1;
+            }
+            pass => return pass,
         }
-        other => other,
     }
 }
 

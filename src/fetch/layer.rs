@@ -6,18 +6,17 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
-use super::arrival::crop;
 use super::cache::{Part, read_exact_at};
 use super::decoded::Decoded;
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
 use super::proved::{Filling, Place, Proved};
-use super::store::Store;
-use super::{Deadline, first_pass};
+use super::store::{self, Store};
+use super::{Deadline, Distrust, first_pass, hedge};
 use crate::layout::index::{LayerIndex, Span, is_seekable};
 use crate::layout::range::{ByteRange, RangeSet};
 use crate::layout::tree::Layer;
@@ -29,13 +28,6 @@ const GAP_BYTES: u64 = 256 << 10;
 /// The longest single request for spans.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
 
-/// A layer of at least so many bytes that came wrong is not fetched again at once. (A smaller one
-/// costs less than the wait.)
-const DEAR_BYTES: u64 = 1 << 20;
-
-/// How long it is not. (Longer if fetching took longer.)
-const WRONG_FOR_MIN: Duration = Duration::from_secs(1);
-
 /// Reads one uncompressed layer.
 pub struct LayerReader {
     store: Arc<Store>,
@@ -45,8 +37,6 @@ pub struct LayerReader {
     seekable: bool,
     decoded: RwLock<Option<Arc<Decoded>>>,
     decoding: Flights<()>,
-    /// The whole layer came with wrong bytes: until then nobody fetches it again.
-    came_wrong: Mutex<Option<(Instant, Error)>>,
     fetching: Flights<usize>,
     part: Mutex<Option<Part>>,
 }
@@ -70,7 +60,6 @@ impl LayerReader {
             index: LayerIndex { entries: Vec::new(), spans: index.spans.clone(), ..*index },
             decoded: RwLock::new(decoded.map(Arc::new)),
             decoding: Flights::default(),
-            came_wrong: Mutex::default(),
             fetching: Flights::default(),
             part: Mutex::default(),
             store,
@@ -168,20 +157,10 @@ impl LayerReader {
             return Ok(decoded);
         }
         let began = Instant::now();
-        let came_wrong = || self.came_wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((until, error)) = &*came_wrong()
-            && began < *until
-        {
-            return Err(error.clone());
-        }
+        let whole = ByteRange::new(0, self.layer.blob.size);
+        self.store.just_disproved(&self.layer.blob, whole)?;
         let decoded = self.open_or_decode().await.map(Arc::new);
-        if let Err(error) = &decoded
-            && error.kind == ErrorKind::DigestMismatch
-            && self.layer.blob.size >= DEAR_BYTES
-        {
-            let until = Instant::now() + began.elapsed().max(WRONG_FOR_MIN);
-            *came_wrong() = Some((until, error.clone()));
-        }
+        let decoded = decoded.map_err(|e| self.store.disproved(&self.layer.blob, whole, began, e));
         if let Ok(decoded) = &decoded {
             let mut kept = self.decoded.write().unwrap_or_else(PoisonError::into_inner);
             *kept = Some(decoded.clone());
@@ -257,14 +236,52 @@ impl LayerReader {
                 None => missing.push(i),
             }
         }
-        let ranges: Vec<ByteRange> = missing.iter().map(|&i| self.index.spans[i].blob).collect();
+        for _ in 0..store::ATTEMPTS_MAX {
+            if missing.is_empty() {
+                return Ok(stored);
+            }
+            missing = self.fetch_spans(&missing, &mut stored, deadline).await?;
+        }
+        let message = format!("layer {}: other wrong bytes each time", self.layer.blob.digest);
+        Err(Error::new(ErrorKind::DigestMismatch, message))
+    }
+
+    /// Fetches the spans `wanted`, and puts them into `stored` once they are proved. Gives those
+    /// that were wrong and are worth another attempt, because another source is asked then.
+    async fn fetch_spans(
+        self: &Arc<Self>,
+        wanted: &[usize],
+        stored: &mut Vec<(usize, Proved)>,
+        deadline: Deadline,
+    ) -> Result<Vec<usize>> {
+        let blob = &self.layer.blob;
+        let named = |e: Error| e.context(format!("layer {}", blob.digest));
+        let source = self.store.source().map_err(named)?;
+        let ranges: Vec<ByteRange> = wanted.iter().map(|&i| self.index.spans[i].blob).collect();
+        let began = Instant::now();
+        for range in &ranges {
+            self.store.just_disproved(blob, *range)?;
+        }
         let mut pieces = Vec::new();
         for request in plan::plan_fetch(&ranges, &RangeSet::new(), GAP_BYTES, REQUEST_BYTES_MAX) {
-            pieces.push((request, self.fetch(request, deadline.renewed()).await?));
+            let bytes = hedge::read(source, blob, request, deadline.renewed()).await;
+            pieces.push((request, bytes.map_err(named)?));
         }
-        for i in missing {
+        let mut wrong = Vec::new();
+        for &i in wanted {
             let span = &self.index.spans[i];
-            let bytes = self.prove(span, assemble(span.blob, &pieces))?;
+            let bytes = match self.prove(span, assemble(span.blob, &pieces)) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    if !source.distrust(blob, span.blob, Distrust::Wrong) {
+                        let error = error.context(source.name());
+                        return Err(self.store.disproved(blob, span.blob, began, error));
+                    }
+                    tracing::warn!(%error, "trying a span once more");
+                    wrong.push(i);
+                    continue;
+                }
+            };
             let (reader, range, kept) = (self.clone(), span.blob, bytes.clone());
             blocking(move || {
                 reader.keep(range, &kept);
@@ -273,20 +290,7 @@ impl LayerReader {
             .await?;
             stored.push((i, bytes));
         }
-        Ok(stored)
-    }
-
-    async fn fetch(&self, range: ByteRange, deadline: Deadline) -> Result<Bytes> {
-        let blob = &self.layer.blob;
-        let source = self.store.source()?;
-        let mut body = source.read(blob, range, deadline).await?;
-        let mut bytes = BytesMut::with_capacity(range.len() as usize);
-        crop(&mut body, range, |piece| {
-            bytes.extend_from_slice(&piece);
-            std::future::ready(Ok(()))
-        })
-        .await?;
-        Ok(bytes.freeze())
+        Ok(wrong)
     }
 
     fn prove(&self, span: &Span, bytes: Bytes) -> Result<Proved> {

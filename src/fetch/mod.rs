@@ -12,6 +12,7 @@ pub mod evict;
 pub mod failover;
 pub mod first_pass;
 pub mod flight;
+pub mod hedge;
 pub mod how;
 pub mod http;
 pub mod hydrate;
@@ -126,6 +127,15 @@ impl Body {
     }
 }
 
+/// What is wrong with bytes of a source, or with their coming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distrust {
+    /// They are not what their digest says.
+    Wrong,
+    /// They do not come, or hardly.
+    Slow,
+}
+
 /// Where blobs can be read. The one seam for bytes.
 ///
 /// Contract, which `tests/it/source_suite.rs` holds every source to:
@@ -142,6 +152,12 @@ pub trait Source: Send + Sync {
         range: ByteRange,
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Body>>;
+
+    /// Bytes of `range` that this source delivered are wrong, or do not come. `true`: asking again
+    /// now can help. Wrong bytes then come from somewhere else, slow ones at least another way.
+    fn distrust(&self, _blob: &Blob, _range: ByteRange, _why: Distrust) -> bool {
+        false
+    }
 
     /// For messages: `registry.example/library/debian`, `layout /path`.
     fn name(&self) -> String;

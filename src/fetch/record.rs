@@ -1,16 +1,20 @@
 //! Source around a Source: remembers every call. `status` reads the counters, tests the calls too.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Body, BoxFuture, Chunks, Deadline, Result, Source};
-use crate::layout::Blob;
+use super::{Body, BoxFuture, Chunks, Deadline, Distrust, Result, Source};
 use crate::layout::range::ByteRange;
+use crate::layout::{Blob, Digest};
 
 /// Calls remembered, the first ones: a bound for a daemon that somebody left logging.
 const CALLS_MAX: usize = 1 << 16;
+
+/// Pairs of a source and a blob that are remembered as wrong: what a person reads, and more.
+const SET_ASIDE_MAX: usize = 1024;
 
 /// What was asked of a source and what came, since the start. Cheap enough to be always on.
 #[derive(Debug, Default)]
@@ -19,6 +23,8 @@ pub struct Counters {
     bytes: AtomicU64,
     retries: AtomicU64,
     errors: AtomicU64,
+    hedges: AtomicU64,
+    set_aside: Mutex<BTreeSet<(String, Digest)>>,
 }
 
 /// The counters at one moment.
@@ -32,6 +38,8 @@ pub struct Counted {
     pub retries: u64,
     /// Reads that failed, at the start or in the middle.
     pub errors: u64,
+    /// Second requests for bytes that did not come; they are requests too.
+    pub hedges: u64,
 }
 
 /// One read that was started.
@@ -59,12 +67,32 @@ impl Counters {
             bytes: load(&self.bytes),
             retries: load(&self.retries),
             errors: load(&self.errors),
+            hedges: load(&self.hedges),
         }
     }
 
     /// A read is started again.
     pub fn count_retry(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes that do not come are asked for a second time.
+    pub fn count_hedge(&self) {
+        self.hedges.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `source` served wrong bytes of `blob`.
+    pub fn set_aside(&self, source: String, blob: Digest) {
+        let mut known = self.set_aside.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < SET_ASIDE_MAX {
+            known.insert((source, blob));
+        }
+    }
+
+    /// Which sources served wrong bytes, of which blobs.
+    pub fn all_set_aside(&self) -> Vec<(String, Digest)> {
+        let known = self.set_aside.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().cloned().collect()
     }
 }
 
@@ -125,6 +153,10 @@ impl Source for Record {
         deadline: Deadline,
     ) -> BoxFuture<'a, Result<Body>> {
         Box::pin(self.read_counted(blob, range, deadline))
+    }
+
+    fn distrust(&self, blob: &Blob, range: ByteRange, why: Distrust) -> bool {
+        self.inner.distrust(blob, range, why)
     }
 
     fn name(&self) -> String {

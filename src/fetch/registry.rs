@@ -15,8 +15,9 @@ use reqwest::{StatusCode, Url};
 use super::auth::bearer::Tokens;
 use super::auth::keychain::{Keychain, KeychainConfig};
 use super::auth::{Access, Authorization};
+use super::http::connections::{Connection, Connections};
 use super::http::{Answer, Http, Request, is_success};
-use super::{Body, BoxFuture, Deadline, Error, ErrorKind, Result, Source};
+use super::{Body, BoxFuture, Deadline, Distrust, Error, ErrorKind, Result, Source};
 use crate::layout::range::ByteRange;
 use crate::layout::reference::{Reference, is_tag};
 use crate::layout::{Blob, Digest};
@@ -39,6 +40,7 @@ const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-conten
 /// What the registries of a process share: connections, credentials, tokens.
 pub struct Registries {
     access: Access,
+    connections: Connections,
 }
 
 /// One repository of one registry.
@@ -47,6 +49,7 @@ pub struct Registry {
     reference: Reference,
     authorization: Authorization,
     locations: Locations,
+    connection: Connection,
     /// `https` or `http`, once an answer has shown which.
     scheme: OnceLock<&'static str>,
 }
@@ -74,7 +77,7 @@ impl Registries {
             keychain: Keychain::new(keychain)?,
             tokens: Tokens::default(),
         };
-        Ok(Arc::new(Registries { access }))
+        Ok(Arc::new(Registries { access, connections: Connections::default() }))
     }
 
     /// The repository of `reference`; its tag and digest do not matter. Nothing is asked yet.
@@ -84,6 +87,7 @@ impl Registries {
             authorization: Authorization::new(reference.registry(), reference.repository()),
             reference: reference.clone(),
             locations: Locations::new(),
+            connection: self.connections.to(reference.registry_host()),
             scheme: OnceLock::new(),
         }
     }
@@ -172,6 +176,7 @@ impl Registry {
                 format!("range {range} is not in blob {} of {} bytes", blob.digest, blob.size),
             ));
         }
+        let connection = self.connection.get(deadline).await?;
         let answer = self.blob_answer(blob, range, deadline).await?;
         let delivered = delivered_range(&answer, blob, range)?;
         if let Some(bytes) = answer.content_bytes()
@@ -180,7 +185,7 @@ impl Registry {
             let due = delivered.len();
             return Err(answer.wrong(format!("the body has {bytes} bytes, expected {due}")));
         }
-        Ok(Body::new(delivered, Box::new(answer.stream(delivered.len()))))
+        Ok(Body::new(delivered, Box::new(answer.stream(delivered.len(), connection))))
     }
 
     /// The 200 or 206 for a range, from where the blob was found last or else from the registry.
@@ -225,10 +230,21 @@ impl Registry {
         let mut shown = self.authorization.current(access, deadline).await?;
         let mut is_answered = false;
         loop {
-            let answer = self.ask_once(path, headers, shown.as_ref(), deadline).await?;
-            let is_challenge =
-                answer.status() == StatusCode::UNAUTHORIZED && self.is_own(answer.url());
-            if !is_challenge || is_answered {
+            let mut answer = self.ask_once(path, headers, shown.as_ref(), deadline).await?;
+            if !self.is_own(answer.url()) || is_answered {
+                return Ok(answer);
+            }
+            let mut refused = None;
+            if answer.status() == StatusCode::FORBIDDEN && shown.is_some() {
+                // Some say so when a token has expired, and send no challenge with it: the one that
+                // comes without credentials tells where to get others.
+                let anew = self.ask_once(path, headers, None, deadline).await?;
+                if anew.status() != StatusCode::UNAUTHORIZED || !self.is_own(anew.url()) {
+                    return Ok(if is_success(anew.status()) { anew } else { answer });
+                }
+                refused = Some(std::mem::replace(&mut answer, anew));
+            }
+            if answer.status() != StatusCode::UNAUTHORIZED {
                 return Ok(answer);
             }
             is_answered = true;
@@ -237,7 +253,7 @@ impl Registry {
                 .authorization
                 .answer(access, &url, &challenges, shown.as_ref(), deadline)
                 .await?;
-            let Some(header) = header else { return Ok(answer) };
+            let Some(header) = header else { return Ok(refused.unwrap_or(answer)) };
             // Read to its end, the connection is free for the next request.
             drop(answer.into_error("").await);
             shown = Some(header);
@@ -341,6 +357,14 @@ impl Source for Registry {
                 other => other,
             }
         })
+    }
+
+    /// The storage that the registry sent us to is forgotten: it may be what is at fault.
+    fn distrust(&self, blob: &Blob, _range: ByteRange, why: Distrust) -> bool {
+        if let Some(url) = self.locations.get(&blob.digest) {
+            self.locations.forget(&blob.digest, &url);
+        }
+        why == Distrust::Slow
     }
 
     fn name(&self) -> String {

@@ -96,6 +96,8 @@ impl<R: Reopen + 'static> Resumed<R> {
         let (blob, rest, deadline) = (self.blob, self.rest, self.deadline);
         let arrived_bytes = std::mem::take(&mut self.arrived_bytes);
         let broken = Break { error, blob, rest, arrived_bytes, deadline };
+        // What is left of the broken one goes first: it holds a connection.
+        self.body = Body::ready(ByteRange::new(rest.start, rest.start), Bytes::new());
         let body = self.source.reopen(broken).await?;
         if !body.range.contains(&rest) {
             let text = format!("got bytes {}, asked for {rest}", body.range);

@@ -2,6 +2,7 @@
 //! broke. Never beyond the deadline; and without patience for a source that was gone a moment ago.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 
 use super::record::Counters;
 use super::resume::{Break, Reopen, Resumed};
-use super::{Body, BoxFuture, Chunks, Deadline, Error, ErrorKind, Result, Source};
+use super::{Body, BoxFuture, Chunks, Deadline, Distrust, Error, ErrorKind, Result, Source};
 use crate::layout::Blob;
 use crate::layout::range::ByteRange;
 
@@ -41,6 +42,8 @@ pub struct Retry {
     inner: Arc<dyn Source>,
     counters: Arc<Counters>,
     conduct: Arc<Conduct>,
+    /// Reads that wait because the source wishes it.
+    wishes: Arc<AtomicUsize>,
 }
 
 /// How a source has behaved. One that was tried in vain, as long as may be, is on probation: each
@@ -61,8 +64,25 @@ struct Attempts {
     inner: Arc<dyn Source>,
     counters: Arc<Counters>,
     conduct: Arc<Conduct>,
+    wishes: Arc<AtomicUsize>,
     began: Instant,
     failed: u32,
+}
+
+/// A read that waits because the source wishes it (Retry-After).
+struct Granted<'a>(&'a AtomicUsize);
+
+impl<'a> Granted<'a> {
+    fn new(wishes: &'a AtomicUsize) -> Self {
+        wishes.fetch_add(1, Ordering::Relaxed);
+        Granted(wishes)
+    }
+}
+
+impl Drop for Granted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A body whose first bytes are here.
@@ -74,7 +94,7 @@ struct Begun {
 impl Retry {
     /// Tries `inner` again; the retries are counted in `counters`.
     pub fn new(inner: Arc<dyn Source>, counters: Arc<Counters>) -> Self {
-        Retry { inner, counters, conduct: Arc::default() }
+        Retry { inner, counters, conduct: Arc::default(), wishes: Arc::default() }
     }
 
     async fn read_again(&self, blob: &Blob, range: ByteRange, deadline: Deadline) -> Result<Body> {
@@ -82,6 +102,7 @@ impl Retry {
             inner: Arc::clone(&self.inner),
             counters: Arc::clone(&self.counters),
             conduct: Arc::clone(&self.conduct),
+            wishes: Arc::clone(&self.wishes),
             began: Instant::now(),
             failed: 0,
         };
@@ -174,6 +195,11 @@ impl Source for Retry {
         Box::pin(self.read_again(blob, range, deadline))
     }
 
+    fn distrust(&self, blob: &Blob, range: ByteRange, why: Distrust) -> bool {
+        let is_granted = why == Distrust::Slow && self.wishes.load(Ordering::Relaxed) > 0;
+        self.inner.distrust(blob, range, why) && !is_granted
+    }
+
     fn name(&self) -> String {
         self.inner.name()
     }
@@ -195,10 +221,19 @@ impl Attempts {
                 return Err(given_up(error, self.failed));
             };
             tracing::debug!(%rest, ?wait, "trying again: {error}");
+            let granted = error.retry_after.map(|_| Granted::new(&self.wishes));
             tokio::time::sleep(wait).await;
+            drop(granted);
             self.counters.count_retry();
             match self.inner.read(&blob, rest, deadline).await {
                 Ok(body) => return Ok(body),
+                // An attempt that had little time tells less than the one before it.
+                Err(next)
+                    if next.kind == ErrorKind::DeadlinePassed
+                        && left.saturating_sub(wait) < deadline.stall() / 2 =>
+                {
+                    return Err(given_up(error, self.failed + 1));
+                }
                 Err(next) => error = next,
             }
         }

@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
+use lru::LruCache;
 use rustix::fs::OFlags;
 
 use super::arrival::{Arrival, Origin, Progress, Until};
@@ -19,8 +21,30 @@ use super::{Deadline, Source};
 use crate::layout::range::ByteRange;
 use crate::layout::{Blob, Digest};
 
+/// A stream that nobody has read for so long ends; what has come is kept. A reader between two
+/// reads, or one that opens the same blob again, takes less.
+const UNREAD_MAX: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const UNREAD_LOOK: Duration = Duration::from_millis(500);
+
 /// How often a process that waits for another one's stream looks again.
 const OTHER_STREAM_POLL: Duration = Duration::from_millis(50);
+
+/// So many bytes or more that came wrong, and that nobody is left to ask for, are not
+/// fetched again at once: the kernel repeats a failed read page by page, and programs go on to the
+/// next file. (Fewer cost less than the wait.)
+const DEAR_BYTES: u64 = 1 << 20;
+
+/// How long they are not. (Longer if fetching took longer.)
+const DISPROVED_FOR_MIN: Duration = Duration::from_secs(1);
+
+/// Failed proofs remembered: more than a reader meets in that time.
+const DISPROVED_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not zero");
+
+/// Attempts to bring one blob whose bytes are wrong: one for each source that anybody names, and
+/// for what may lie around locally.
+pub const ATTEMPTS_MAX: u32 = 16;
 
 /// How a store is put together.
 pub struct Config {
@@ -38,14 +62,19 @@ pub struct Config {
     pub spans_bytes_max: usize,
 }
 
+/// Whoever reads an arrival holds it: one that only this map holds is one that nobody reads.
+type Arrivals = HashMap<Digest, Arc<Arrival>>;
+
 /// Blobs by digest, wherever they are.
 pub struct Store {
     config: Config,
     /// Decoded spans of all layers.
     pub spans: Spans,
-    arrivals: Mutex<HashMap<Digest, Arc<Arrival>>>,
+    arrivals: Arc<Mutex<Arrivals>>,
     flights: Flights<Digest>,
     damaged_locally: Mutex<HashSet<Digest>>,
+    /// What was found wrong, from which byte on: until when it stays so, and how it was.
+    disproved: Mutex<LruCache<(Digest, u64), (Instant, Error)>>,
 }
 
 impl Store {
@@ -54,9 +83,10 @@ impl Store {
         Store {
             spans: Spans::new(config.spans_bytes_max),
             config,
-            arrivals: Mutex::default(),
+            arrivals: Arc::default(),
             flights: Flights::default(),
             damaged_locally: Mutex::default(),
+            disproved: Mutex::new(LruCache::new(DISPROVED_MAX)),
         }
     }
 
@@ -94,6 +124,9 @@ impl Store {
         if let Ok(arrival) = &started {
             let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
             arrivals.insert(blob.digest, arrival.clone());
+            if arrival.origin() == Origin::Source {
+                tokio::spawn(end_unread(Arc::downgrade(&self.arrivals), blob.digest));
+            }
         }
         turn.end(started)
     }
@@ -101,20 +134,29 @@ impl Store {
     /// The whole blob, proved.
     ///
     /// # Errors
-    /// As [`Store::arrival`] and [`Arrival::wait`]. A mismatch is tried once more: the wrong bytes
-    /// may be what an interrupted stream left, or a damaged local file.
-    pub async fn proved(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
-        let arrival = self.arrival(blob, deadline).await?;
-        match arrival.wait(Until::Proved, deadline).await {
-            Err(error) if error.kind == ErrorKind::DigestMismatch => {
-                tracing::warn!(digest = %blob.digest, %error, "trying a blob once more");
-                let arrival = self.arrival(blob, deadline.renewed()).await?;
-                arrival.wait(Until::Proved, deadline.renewed()).await?;
-                Ok(arrival)
+    /// As [`Store::arrival`] and [`Arrival::wait`]. Wrong bytes are asked for again, as long as
+    /// others may come: from another source, or in place of what was found locally.
+    pub async fn proved(&self, blob: &Blob, mut deadline: Deadline) -> Result<Arc<Arrival>> {
+        let began = Instant::now();
+        self.just_disproved(blob, whole(blob))?;
+        for _ in 1..ATTEMPTS_MAX {
+            let arrival = self.arrival(blob, deadline).await?;
+            match arrival.wait(Until::Proved, deadline).await {
+                Err(error) if error.may_differ => {
+                    tracing::warn!(digest = %blob.digest, %error, "trying a blob once more");
+                    deadline = deadline.renewed();
+                }
+                Err(error) => return Err(self.disproved(blob, whole(blob), began, error)),
+                Ok(()) => return Ok(arrival),
             }
-            Err(error) => Err(error),
-            Ok(()) => Ok(arrival),
         }
+        let message = format!("blob {}: other wrong bytes at each attempt", blob.digest);
+        Err(self.disproved(
+            blob,
+            whole(blob),
+            began,
+            Error::new(ErrorKind::DigestMismatch, message),
+        ))
     }
 
     /// Bytes of the whole, proved blob. Somebody may write to its file while we read: then it is
@@ -140,6 +182,29 @@ impl Store {
             }
             read => read,
         }
+    }
+
+    /// `range` of `blob` was found wrong a moment ago, and would be again.
+    ///
+    /// # Errors
+    /// How it was wrong.
+    pub fn just_disproved(&self, blob: &Blob, range: ByteRange) -> Result<()> {
+        let mut disproved = self.disproved.lock().unwrap_or_else(PoisonError::into_inner);
+        match disproved.get(&(blob.digest, range.start)) {
+            Some((until, error)) if Instant::now() < *until => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers that `range` of `blob` is wrong, if that is what `error` is, which is given back.
+    /// `began`: when finding out did.
+    pub fn disproved(&self, blob: &Blob, range: ByteRange, began: Instant, error: Error) -> Error {
+        if error.kind == ErrorKind::DigestMismatch && range.len() >= DEAR_BYTES {
+            let until = Instant::now() + began.elapsed().max(DISPROVED_FOR_MIN);
+            let mut disproved = self.disproved.lock().unwrap_or_else(PoisonError::into_inner);
+            disproved.put((blob.digest, range.start), (until, error.clone()));
+        }
+        error
     }
 
     /// The whole blob if this store has proved it (or found it proved in the cache) before.
@@ -272,6 +337,34 @@ impl Store {
                 tracing::warn!(path = %path.display(), %error, "ignoring a local blob");
                 Ok(None)
             }
+        }
+    }
+}
+
+fn whole(blob: &Blob) -> ByteRange {
+    ByteRange::new(0, blob.size)
+}
+
+/// Ends a stream that its readers have left: a file that was closed after its first bytes, or whose
+/// reader was killed.
+async fn end_unread(arrivals: Weak<Mutex<Arrivals>>, digest: Digest) {
+    let mut read_last = Instant::now();
+    loop {
+        tokio::time::sleep(UNREAD_LOOK).await;
+        let Some(arrivals) = arrivals.upgrade() else { return };
+        let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(arrival) = arrivals.get(&digest) else { return };
+        let Progress { resident, outcome, .. } = arrival.progress();
+        if outcome.is_some() {
+            return;
+        }
+        if Arc::strong_count(arrival) > 1 {
+            read_last = Instant::now();
+        } else if read_last.elapsed() >= UNREAD_MAX {
+            let size = arrival.blob.size;
+            tracing::info!(%digest, resident, size, "a stream ends, because nobody reads it");
+            arrivals.remove(&digest);
+            return;
         }
     }
 }

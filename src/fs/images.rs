@@ -19,6 +19,11 @@ use crate::layout::merge::{self, Changeset, Merged};
 use crate::layout::tree::{Layer, Tree};
 use crate::layout::view;
 
+/// Layers that are read for the first time at once, on a machine with many cores: each has three
+/// requests under way, and a slow line that is shared by more would leave some without a byte for
+/// the length of a deadline.
+const PASSES_MAX: usize = 8;
+
 /// What a mount shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ViewKind {
@@ -92,7 +97,7 @@ async fn layout_tree(store: &Store, image: &Image) -> Result<Tree> {
 /// Opens every layer (each digest once), as many at a time as there are cores: inflating is what
 /// takes the time.
 async fn open_layers(store: &Arc<Store>, layers: &[Layer]) -> Result<HashMap<Digest, Opened>> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(PASSES_MAX);
     let unique: HashMap<Digest, &Layer> = layers.iter().map(|l| (l.blob.digest, l)).collect();
     let mut ordered: Vec<&Layer> = unique.into_values().collect();
     // The largest first: it bounds the whole.

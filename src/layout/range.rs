@@ -97,6 +97,21 @@ impl RangeSet {
         self.ranges.splice(first..last, [joined]);
     }
 
+    /// Takes the bytes of `range` out.
+    pub fn remove(&mut self, range: ByteRange) {
+        if range.is_empty() {
+            return;
+        }
+        let first = self.ranges.partition_point(|r| r.end <= range.start);
+        let last = self.ranges.partition_point(|r| r.start < range.end);
+        let touched = &self.ranges[first..last];
+        let before = touched.first().map(|r| ByteRange::new(r.start, range.start.max(r.start)));
+        let after = touched.last().map(|r| ByteRange::new(range.end.min(r.end), r.end));
+        let kept: Vec<ByteRange> =
+            [before, after].into_iter().flatten().filter(|r| !r.is_empty()).collect();
+        self.ranges.splice(first..last, kept);
+    }
+
     /// Every byte of `range` is in the set.
     pub fn contains(&self, range: ByteRange) -> bool {
         if range.is_empty() {
@@ -151,6 +166,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_removed_is_missing_and_nothing_else() {
+        let mut set = RangeSet::new();
+        for (start, end) in [(0, 10), (20, 30), (40, 50)] {
+            set.insert(ByteRange::new(start, end));
+        }
+        set.remove(ByteRange::new(5, 5));
+        set.remove(ByteRange::new(10, 20));
+        assert_eq!(set.len(), 30);
+        set.remove(ByteRange::new(5, 45));
+        assert_eq!(set.ranges(), [ByteRange::new(0, 5), ByteRange::new(45, 50)]);
+        set.remove(ByteRange::new(1, 2));
+        set.remove(ByteRange::new(45, 60));
+        assert_eq!(set.ranges(), [ByteRange::new(0, 1), ByteRange::new(2, 5)]);
+        set.remove(ByteRange::new(0, 100));
+        assert!(set.is_empty());
+    }
 
     proptest! {
         #[test]

@@ -217,9 +217,10 @@ fn readers_that_wait_together_fail_together() {
             scope.spawn(move || assert!(fs::read(path).is_err()));
         }
     });
-    // One stalled attempt for all, and at most one more for a reader that came late.
+    // One stalled attempt for all, and at most one more for a reader that came late; each with one
+    // second request, as nothing comes.
     let made = registry.blob_requests(&digest).len();
-    assert!(made <= 2, "{made} attempts");
+    assert!(made <= 4, "{made} attempts");
     registry.clear_faults();
     assert!(fs::read(mount.path().join("f0")).is_ok(), "the next read tries again");
 }

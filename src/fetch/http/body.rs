@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{AsHeaderName, CONTENT_ENCODING, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{StatusCode, Url};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::{BoxFuture, Chunks, Deadline, Error, ErrorKind, Result};
 use super::failure;
@@ -38,6 +39,7 @@ pub struct Stream {
     answer: Answer,
     wanted_bytes: u64,
     left_bytes: u64,
+    _connection: OwnedSemaphorePermit,
 }
 
 impl Answer {
@@ -128,9 +130,11 @@ impl Answer {
         failure::status(&self.what, self.status(), retry_after, &body, hint)
     }
 
-    /// The body as `wanted_bytes` bytes: fewer or more is an error, told when it happens.
-    pub fn stream(self, wanted_bytes: u64) -> Stream {
-        Stream { answer: self, wanted_bytes, left_bytes: wanted_bytes }
+    /// The body as `wanted_bytes` bytes: fewer or more is an error, told when it happens. It keeps
+    /// its connection until it is dropped.
+    pub fn stream(self, wanted_bytes: u64, connection: OwnedSemaphorePermit) -> Stream {
+        let left_bytes = wanted_bytes;
+        Stream { answer: self, wanted_bytes, left_bytes, _connection: connection }
     }
 
     /// The next bytes of the body.

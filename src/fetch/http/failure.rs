@@ -36,7 +36,7 @@ pub fn transport(what: &str, error: &reqwest::Error) -> Error {
                 ErrorKind::Protocol,
                 format!(
                     "{what}: the server's certificate is not trusted: {reason}; add its authority \
-                     to the system's, or pass --insecure"
+                     to the system's (or name a file with it in SSL_CERT_FILE), or pass --insecure"
                 ),
             );
         }

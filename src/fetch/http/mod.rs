@@ -5,6 +5,7 @@
 //! is not known here.
 
 mod body;
+pub mod connections;
 mod failure;
 mod redact;
 mod redirect;
