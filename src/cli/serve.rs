@@ -16,7 +16,9 @@ use super::context::{Context, OpenImage, absolute};
 use super::progress;
 use crate::fetch::arrival::Progress;
 use crate::fetch::how::How;
+use crate::fetch::record::Counters as AskedCounters;
 use crate::fetch::{Error, ErrorKind, Result};
+use crate::fs::complaints::Complaints;
 use crate::fs::counters::Counters;
 use crate::fs::fuse::Shell;
 use crate::fs::images::{self, ViewKind};
@@ -24,7 +26,7 @@ use crate::fs::mount::Mounted;
 use crate::fs::mounts::{Claim, Record, RunDirectory, find_mount, started_ticks};
 use crate::fs::overlay;
 use crate::fs::pending::Pending;
-use crate::fs::status::{self, LayerStatus, Status};
+use crate::fs::status::{self, LayerStatus, SetAside, Status};
 use crate::layout::tree::{Layer, Tree};
 
 /// How often to look whether the session has ended, or the overlay was unmounted by hand.
@@ -144,6 +146,7 @@ impl<'a> Daemon<'a> {
             counters: self.counters.clone(),
             runtime: self.context.runtime.handle().clone(),
             notifier: Arc::default(),
+            complaints: Arc::new(Complaints::new(&self.record.image)),
             open_files: Arc::default(),
             ended: Arc::default(),
         };
@@ -321,6 +324,8 @@ fn report(
         layers: layers.iter().map(|(layer, how)| layer_status(open, layer, *how)).collect(),
         requests: asked.requests,
         retries: asked.retries,
+        hedges: asked.hedges,
+        set_aside: set_aside(&open.asked),
         errors: asked.errors,
         bytes_fetched: asked.bytes,
         bytes_read: counters.bytes_read(),
@@ -329,6 +334,11 @@ fn report(
         messages,
         log: log.to_owned(),
     }
+}
+
+fn set_aside(asked: &AskedCounters) -> Vec<SetAside> {
+    let known = asked.all_set_aside().into_iter();
+    known.map(|(source, blob)| SetAside { source, blob: blob.to_string() }).collect()
 }
 
 /// Looks at memory only: a status is asked for again and again.

@@ -88,13 +88,17 @@ fn print(status: &Status) {
         out!("  layer {number:>2}  {digest}  {resident} of {total}  {}", layer.how);
     }
     out!(
-        "  fetched {} of {} in {} requests ({} tried again, {} failed)",
+        "  fetched {} of {} in {} requests ({} tried again, {} twice because slow, {} failed)",
         size(status.bytes_fetched),
         size(status.bytes_total),
         status.requests,
         status.retries,
+        status.hedges,
         status.errors
     );
+    for aside in &status.set_aside {
+        out!("  asked last: {} served wrong bytes of {}", aside.source, aside.blob);
+    }
     let messages: Vec<String> = status.messages.iter().map(|(n, c)| format!("{n} {c}")).collect();
     out!(
         "  read {}; {} reads failed; messages: {}",

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
@@ -20,6 +21,7 @@ use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 
 use super::attr::{attr, file_type, ino, node_id};
+use super::complaints::Complaints;
 use super::counters::{Counters, Message};
 use super::errno;
 use super::mount::{TTL, request_capabilities};
@@ -46,6 +48,8 @@ pub struct Shell {
     pub runtime: Handle,
     /// Set once the session runs.
     pub notifier: Arc<OnceLock<Notifier>>,
+    /// Where failed reads are told.
+    pub complaints: Arc<Complaints>,
     /// Files that are read before they are proved.
     pub open_files: Arc<OpenFiles>,
     /// Set when the session has ended.
@@ -195,6 +199,7 @@ impl Filesystem for Shell {
     ) {
         let (runtime, counters) = (self.runtime.clone(), self.counters.clone());
         let (notifier, pin) = (self.notifier.clone(), self.open_files.get(fh));
+        let complaints = self.complaints.clone();
         self.with_view(Message::Read, reply, move |view, reply| {
             let Some(id) = node_id(ino) else { return reply.error(Errno::ENOENT) };
             // A pinned file reads its own attempt, proved or not.
@@ -204,10 +209,12 @@ impl Filesystem for Shell {
                     counters.count_read(bytes.len());
                     reply.data(&bytes);
                 }
-                Some(Err(error)) => fail(view, &counters, id, &error, reply),
+                Some(Err(error)) => {
+                    fail(view, &counters, &complaints, (id, Instant::now()), &error, reply)
+                }
                 None => {
                     let view = view.clone();
-                    let read = Read { view, counters, notifier, pin, id, offset, size };
+                    let read = Read { view, counters, complaints, notifier, pin, id, offset, size };
                     runtime.spawn(async move {
                         let run = AssertUnwindSafe(read.run(reply));
                         guarded(run.catch_unwind().await);
@@ -333,6 +340,7 @@ impl Filesystem for Shell {
 struct Read {
     view: Arc<View>,
     counters: Arc<Counters>,
+    complaints: Arc<Complaints>,
     notifier: Arc<OnceLock<Notifier>>,
     pin: Option<Arc<Pin>>,
     id: NodeId,
@@ -342,7 +350,7 @@ struct Read {
 
 impl Read {
     async fn run(self, reply: ReplyData) {
-        let deadline = self.view.store().deadline();
+        let (began, deadline) = (Instant::now(), self.view.store().deadline());
         let pin = self.pin.as_deref();
         match self.view.read(self.id, self.offset, self.size, pin, deadline).await {
             Ok(served) => {
@@ -351,7 +359,7 @@ impl Read {
             }
             Err(error) => {
                 let wrong = error.kind == ErrorKind::DigestMismatch;
-                fail(&self.view, &self.counters, self.id, &error, reply);
+                fail(&self.view, &self.counters, &self.complaints, (self.id, began), &error, reply);
                 if wrong {
                     self.forget_pages();
                 }
@@ -372,17 +380,17 @@ impl Read {
     }
 }
 
-/// One line that says which file and why, and the errno.
+/// One line that says which file and why, and the errno. `began`: when the read did.
 fn fail(
     view: &View,
     counters: &Counters,
-    id: NodeId,
+    complaints: &Complaints,
+    (id, began): (NodeId, Instant),
     error: &crate::fetch::Error,
     reply: ReplyData,
 ) {
     counters.count_error();
-    let path = String::from_utf8_lossy(&view.tree().path(id)).into_owned();
-    tracing::error!(path, %error, "a read failed; the next one tries again");
+    complaints.read_failed(view, id, error, began);
     reply.error(errno::of_read(error.kind));
 }
 

@@ -1,6 +1,7 @@
 //! How the kernel sees it: serves any [`Tree`](crate::layout::tree::Tree) through FUSE.
 
 pub mod attr;
+pub mod complaints;
 pub mod counters;
 pub mod errno;
 pub mod fuse;

@@ -7,6 +7,7 @@ use crate::fetch::layer::LayerReader;
 use crate::fetch::proved::{Filling, Proved};
 use crate::fetch::store::Store;
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
+use crate::layout::Digest;
 use crate::layout::entry::Chunk;
 use crate::layout::plan;
 use crate::layout::range::ByteRange;
@@ -46,6 +47,17 @@ impl View {
     /// Where content comes from.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// The blob that the content of `id` is in.
+    pub fn blob_of(&self, id: NodeId) -> Option<Digest> {
+        match &self.tree.node(id)?.kind {
+            NodeKind::Regular { content: Content::Blob(blob), .. } => Some(blob.digest),
+            NodeKind::Regular { content: Content::Chunks { layer, .. }, .. } => {
+                self.tree.layers().get(usize::from(*layer)).map(|layer| layer.blob.digest)
+            }
+            _ => None,
+        }
     }
 
     /// Content and the part of `offset..offset + len` that lies within the file.

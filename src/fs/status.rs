@@ -35,6 +35,12 @@ pub struct Status {
     pub requests: u64,
     /// Requests that were tried again.
     pub retries: u64,
+    /// Second requests for bytes that did not come.
+    #[serde(default)]
+    pub hedges: u64,
+    /// Which sources served wrong bytes, and are asked last.
+    #[serde(default)]
+    pub set_aside: Vec<SetAside>,
     /// Requests that failed for good.
     pub errors: u64,
     /// Bytes that came from a source.
@@ -49,6 +55,15 @@ pub struct Status {
     pub messages: BTreeMap<String, u64>,
     /// The daemon's log.
     pub log: PathBuf,
+}
+
+/// A source that served wrong bytes of a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAside {
+    /// As the registry and repository.
+    pub source: String,
+    /// Digest of the blob.
+    pub blob: String,
 }
 
 /// One layer of a mount.
@@ -126,6 +141,8 @@ mod tests {
             layers: Vec::new(),
             requests: count.fetch_add(1, std::sync::atomic::Ordering::SeqCst),
             retries: 0,
+            hedges: 0,
+            set_aside: Vec::new(),
             errors: 0,
             bytes_fetched: 0,
             bytes_read: 0,
