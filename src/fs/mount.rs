@@ -194,15 +194,26 @@ pub fn unmount_path(path: &Path, lazy: bool) -> Result<()> {
         }
     };
     match result {
-        // Not a mount point: what we want is already so.
-        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
+        // Not a mount point, or nothing at all: what we want is already so.
+        Ok(())
+        | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+            Ok(())
+        }
         Err(rustix::io::Errno::BUSY) => Err(busy(path)),
         Err(e) => Err(Error::local(format!("cannot unmount {}", path.display()), &e.into())),
     }
 }
 
 fn busy(path: &Path) -> Error {
+    let beneath = super::mounts::mounts_below(path).into_iter().rfind(|m| m.mountpoint != path);
     let path = path.display();
+    if let Some(beneath) = beneath {
+        let beneath = beneath.mountpoint.display();
+        let message = format!(
+            "{path} is busy: something is mounted below it, on {beneath}: unmount that first"
+        );
+        return Error::new(ErrorKind::Busy, message);
+    }
     let message = format!(
         "{path} is busy: a process has a file or its working directory there (`fuser -vm {path}` \
          shows which); end it, or use `unmount --lazy`"

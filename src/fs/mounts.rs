@@ -289,7 +289,8 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 }
 
 /// The canonical form of a mount point without touching what is mounted there: a dead mount would
-/// answer ENOTCONN. Its parent is resolved, its own name is kept.
+/// answer ENOTCONN, and one whose tree is still being built would not answer for as long as that takes.
+/// Its parent is resolved, its own name is kept.
 ///
 /// # Errors
 /// The parent does not exist.
@@ -301,13 +302,15 @@ pub fn canonical_mountpoint(path: &Path) -> Result<PathBuf> {
         )
     };
     let absolute = std::path::absolute(path).map_err(|e| failed(&e))?;
-    let is_link = std::fs::symlink_metadata(&absolute).is_ok_and(|m| m.is_symlink());
-    match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) if !is_link => {
-            Ok(parent.canonicalize().map_err(|e| failed(&e))?.join(name))
+    if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) {
+        let named = parent.canonicalize().map_err(|e| failed(&e))?.join(name);
+        // What is mounted on is no link.
+        let is_link = || std::fs::symlink_metadata(&named).is_ok_and(|m| m.is_symlink());
+        if find_mount(&named).is_some() || !is_link() {
+            return Ok(named);
         }
-        _ => absolute.canonicalize().map_err(|e| failed(&e)),
     }
+    absolute.canonicalize().map_err(|e| failed(&e))
 }
 
 #[cfg(test)]

@@ -263,3 +263,121 @@ fn a_prune_during_a_first_contact_loses_nothing() {
     assert_eq!(fs::read(mount.path().join("etc/name")).expect("read"), b"layoutfs\n");
     assert_eq!(registry.blob_requests(&digest).len(), 1, "nothing came twice");
 }
+
+#[test]
+fn a_daemon_that_is_killed_under_a_reader_and_an_overlay_is_cleared_away() {
+    let (_registry, _, room, layout) = setting();
+    let upper = room.path().join("upper").display().to_string();
+    let mnt = room.path().join("mnt");
+    fs::create_dir(&mnt).expect("a directory");
+    let mnt_text = mnt.display().to_string();
+    for clear in ["unmount", "mount", "unmount"] {
+        room.layoutfs(&["mount", &layout, &mnt_text, "--upper", &upper]);
+        let open = File::open(mnt.join("etc/name")).expect("opened");
+        let json = room.layoutfs(&["status", "--json", &mnt_text]);
+        let status: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        signal(status["pid"].as_i64().expect("a process"), "-9");
+        drop(open);
+        until("the view dies", || fs::read(mnt.join("etc/other")).is_err());
+        if clear == "mount" {
+            room.layoutfs(&["mount", &layout, &mnt_text, "--upper", &upper]);
+            assert_eq!(fs::read(mnt.join("etc/name")).expect("read"), b"layoutfs\n");
+            fs::write(mnt.join("etc/kept"), b"kept").expect("writable");
+        }
+        room.layoutfs(&["unmount", &mnt_text]);
+        assert!(!mountpoints().iter().any(|path| path.starts_with(room.path())));
+    }
+    assert_eq!(fs::read(Path::new(&upper).join("etc/kept")).expect("kept"), b"kept");
+}
+
+#[test]
+fn unmounting_does_not_wait_for_a_registry_that_is_gone() {
+    let (registry, image, room, layout) = setting();
+    registry.inject(Fault::new(Action::Stall).blob(&image.layers[0].digest).always());
+    // A first contact that waits for bytes, and nobody who waits for it.
+    let mount = room.mount(&layout, &["--no-wait", "--deadline", "600s"]);
+    until("bytes are asked for", || !registry.blob_requests(&image.layers[0].digest).is_empty());
+    let daemon = pid(&mount);
+    mount.unmount();
+    until("its daemon ends, too", || !Path::new(&format!("/proc/{daemon}")).exists());
+    // A reader that waits: it keeps the mount busy, and is let go when its mount is detached.
+    let mount = room.mount(&layout, &["--view", "layout", "--deadline", "600s"]);
+    let blob = mount.path().join("blobs/sha256").join(image.layers[0].digest.hex());
+    let reader = std::thread::spawn(move || fs::read(blob));
+    registry.clear();
+    until("the reader asks", || !registry.blob_requests(&image.layers[0].digest).is_empty());
+    let (daemon, mnt) = (pid(&mount), mount.path().display().to_string());
+    let outcome = room.run(&["unmount", &mnt]);
+    assert_eq!(outcome.code(), Some(9), "{outcome}");
+    registry.pause();
+    room.layoutfs(&["unmount", "--lazy", &mnt]);
+    assert!(!is_mounted(mount.path()));
+    signal(daemon, "-TERM");
+    assert!(reader.join().expect("a reader").is_err(), "the registry is gone");
+    until("the daemon ends", || !Path::new(&format!("/proc/{daemon}")).exists());
+    registry.resume();
+}
+
+#[test]
+fn sigterm_ends_a_mount_whose_registry_is_gone_under_a_reader() {
+    let (registry, image, room, layout) = setting();
+    registry.inject(Fault::new(Action::Stall).blob(&image.layers[0].digest).always());
+    let mount = room.mount(&layout, &["--view", "layout", "--deadline", "600s"]);
+    let blob = mount.path().join("blobs/sha256").join(image.layers[0].digest.hex());
+    let reader = std::thread::spawn(move || fs::read(blob));
+    until("the reader asks", || !registry.blob_requests(&image.layers[0].digest).is_empty());
+    let daemon = pid(&mount);
+    signal(daemon, "-TERM");
+    until("it is unmounted", || !is_mounted(mount.path()));
+    until("the daemon ends", || !Path::new(&format!("/proc/{daemon}")).exists());
+    assert!(reader.join().expect("a reader").is_err());
+}
+
+#[test]
+fn two_mounts_of_one_image_live_and_die_on_their_own() {
+    let (_registry, _, room, layout) = setting();
+    let (first, second) = (room.mount(&layout, &[]), room.mount(&layout, &[]));
+    assert_ne!(pid(&first), pid(&second));
+    signal(pid(&first), "-9");
+    until("the first dies", || fs::read_dir(first.path()).is_err());
+    assert_eq!(fs::read(second.path().join("etc/name")).expect("read"), b"layoutfs\n");
+    drop(first);
+    assert_eq!(fs::read(second.path().join("etc/other")).expect("read").len(), 300_000);
+    let third = room.mount(&layout, &[]);
+    second.unmount();
+    assert_eq!(fs::read(third.path().join("etc/name")).expect("read"), b"layoutfs\n");
+}
+
+#[test]
+fn a_mount_below_another_keeps_it_busy_and_both_go_in_order() {
+    let (_registry, _, room, layout) = setting();
+    let outer = room.mount(&layout, &[]);
+    let (outer_text, inner) = (outer.path().display().to_string(), outer.path().join("etc"));
+    let inner_text = inner.display().to_string();
+    room.layoutfs(&["mount", &layout, &inner_text]);
+    assert_eq!(fs::read(inner.join("etc/name")).expect("read"), b"layoutfs\n");
+    let outcome = room.run(&["unmount", &outer_text]);
+    assert_eq!(outcome.code(), Some(9), "{outcome}");
+    assert!(outcome.stderr.contains(&inner_text), "it says what keeps it: {outcome}");
+    assert_eq!(fs::read(inner.join("etc/name")).expect("both live"), b"layoutfs\n");
+    // The outer one's daemon dies: the inner one can still be named, and taken away.
+    signal(pid(&outer), "-9");
+    let asked = || fs::symlink_metadata(outer.path().join("nowhere"));
+    until("the outer one dies", || asked().is_err_and(|e| e.raw_os_error() == Some(107)));
+    room.layoutfs(&["unmount", &inner_text]);
+    room.layoutfs(&["unmount", &outer_text]);
+    assert!(!mountpoints().iter().any(|path| path.starts_with(outer.path())));
+    // A mount over a directory above hides it.
+    let above = room.path().join("above");
+    fs::create_dir_all(above.join("mnt")).expect("directories");
+    let [above_text, below_text] =
+        [above.clone(), above.join("mnt")].map(|p| p.display().to_string());
+    room.layoutfs(&["mount", &layout, &below_text]);
+    room.layoutfs(&["mount", &layout, &above_text]);
+    assert_eq!(fs::read(above.join("etc/name")).expect("read"), b"layoutfs\n");
+    let outcome = room.run(&["unmount", &below_text]);
+    assert_eq!(outcome.code(), Some(9), "hidden: {outcome}");
+    room.layoutfs(&["unmount", &above_text]);
+    room.layoutfs(&["unmount", &below_text]);
+    assert!(!mountpoints().iter().any(|path| path.starts_with(&above)));
+}

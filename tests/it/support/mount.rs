@@ -89,6 +89,15 @@ impl Room {
     /// Mounts `image` at a new directory; `options` are more arguments of `layoutfs mount`.
     #[track_caller]
     pub fn mount(self: &Arc<Self>, image: &str, options: &[&str]) -> Mount {
+        match self.try_mount(image, options) {
+            Ok(mount) => mount,
+            Err(outcome) => panic!("{outcome}\n{}", self.logs()),
+        }
+    }
+
+    /// The same, where the mount may fail: nothing is mounted then.
+    #[track_caller]
+    pub fn try_mount(self: &Arc<Self>, image: &str, options: &[&str]) -> Result<Mount, Outcome> {
         let number = self.mounts_made.fetch_add(1, Ordering::Relaxed);
         let path = self.path().join(format!("mnt-{number}"));
         std::fs::create_dir(&path).unwrap();
@@ -96,10 +105,12 @@ impl Room {
         let mut mount = Mount { room: Arc::clone(self), path, mounted: true, said };
         let outcome = self.run(&[&["mount", image, mount.path_text()], options].concat());
         mount.mounted = !mount.standing().is_empty();
-        assert!(outcome.status.success(), "{outcome}\n{}", self.logs());
-        assert!(mount.mounted, "nothing is mounted\n{outcome}\n{}", self.logs());
+        assert_eq!(mount.mounted, outcome.status.success(), "{outcome}\n{}", self.logs());
+        if !mount.mounted {
+            return Err(outcome);
+        }
         mount.said = outcome.stderr;
-        mount
+        Ok(mount)
     }
 
     /// What daemons wrote into this room's logs.
