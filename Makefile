@@ -8,11 +8,12 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 FUZZ_CASES ?= 20000
+SOAK_SECONDS ?= 60
 # The one of this machine, else one of our own, built once and kept until `make clean`.
 DENY := $(or $(shell command -v cargo-deny 2>/dev/null),target/tools/bin/cargo-deny)
 DENY_CHECK = $(DENY) --log-level error check --hide-inclusion-graph
 
-.PHONY: help setup build demo test fmt lint deny advisories bench bench-extension fuzz clean
+.PHONY: help setup build demo test fmt lint deny advisories bench bench-extension fuzz soak clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -67,6 +68,9 @@ ifneq ($(shell command -v cargo-fuzz 2>/dev/null),)
 else
 	@echo 'cargo-fuzz is not installed: only the property tests ran (cargo install cargo-fuzz, and a nightly toolchain)'
 endif
+
+soak: ## a minute of readers, evictions and faults at once (SOAK_SECONDS, LAYOUTFS_SEED)
+	LAYOUTFS_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --release --test it soak:: -- --nocapture
 
 clean:
 	$(CARGO) clean

@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod app;
+pub mod chance;
 pub mod faults;
 pub mod image;
 pub mod layer;
