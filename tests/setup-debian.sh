@@ -18,11 +18,13 @@ case $want in build | demo) ;; extension)
     programs="$programs runc busybox"
     ;;
 tests)
-    # A registry, the tools that layoutfs is compared with, and what builds the fixture image.
+    # A registry, TLS in front of it, the tools that layoutfs is compared with, and what builds the
+    # fixture image.
     packages="$packages docker-registry umoci runc podman zstd gzip tar curl debootstrap
-              debian-archive-keyring attr libcap2-bin python3 dpkg util-linux passwd uidmap"
+              debian-archive-keyring attr libcap2-bin python3 dpkg util-linux passwd uidmap
+              nginx openssl procps"
     programs="$programs docker-registry umoci runc podman debootstrap setfattr setcap zstd python3
-              gzip tar dpkg-deb curl flock useradd newuidmap newgidmap setpriv unshare"
+              gzip tar dpkg-deb curl flock useradd newuidmap newgidmap setpriv unshare nginx openssl ps"
     ;;
 *) echo "usage: setup-debian.sh build|demo|extension|tests" >&2; exit 2 ;;
 esac

@@ -82,7 +82,7 @@ fn status(mount: &Mount) -> Value {
     serde_json::from_str(&json).expect("status prints JSON")
 }
 
-fn until(what: &str, is_true: impl Fn() -> bool) {
+fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !is_true() {
         assert!(Instant::now() < deadline, "{what} did not happen");
@@ -289,6 +289,33 @@ fn a_stream_whose_reader_is_killed_ends_and_keeps_what_came() {
     reader.kill().expect("killed");
     reader.wait().expect("gone");
     ends_and_resumes(&setting, &path);
+}
+
+#[test]
+fn a_reader_that_is_killed_while_it_waits_leaves_nothing_that_outlives_the_deadline() {
+    let setting = Setting::new();
+    setting.on_blobs(&setting.origin, &Action::Stall);
+    let blob = format!("blobs/sha256/{}", setting.blob(1).0.digest.hex());
+    let layout = ["--view", "layout"];
+    for (options, path, at) in
+        [(&[][..], "spans", 0), (&[], "whole", 1), (&layout[..], blob.as_str(), 1)]
+    {
+        let options = [options, &["--deadline", "1s"]].concat();
+        let mount = setting.room.mount(&setting.layout, &options);
+        setting.origin.clear();
+        let path = mount.path().join(path);
+        let mut reader = Command::new("cat").arg(&path).stdout(Stdio::null()).spawn().expect("cat");
+        let asked = || setting.origin.blob_requests(&setting.blob(at).0.digest).len();
+        until("it waits", || asked() > 0);
+        reader.kill().expect("killed");
+        until("it is gone", || reader.try_wait().expect("asked").is_some());
+        // What was asked for it ends with the deadline, and is not asked again.
+        std::thread::sleep(Duration::from_secs(3));
+        let then = asked();
+        assert!(then <= 3, "{}: {then} requests", path.display());
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(asked(), then, "{}: nobody wants it", path.display());
+    }
 }
 
 #[test]
