@@ -122,14 +122,19 @@ impl RunDirectory {
             |e: &std::io::Error| Error::local(format!("cannot lock {}", path.display()), e);
         let mut options = std::fs::OpenOptions::new();
         let options = options.write(true).create(true).truncate(false);
-        let file = options.open(&path).map_err(|e| failed(&e))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Claim { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let message = format!("{}: somebody else is mounting there", mountpoint.display());
-                Err(Error::new(crate::fetch::ErrorKind::Busy, message))
+        loop {
+            let file = options.open(&path).map_err(|e| failed(&e))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // Who cleans up may have removed the name meanwhile: then lock the new file.
+                Ok(()) if is_named(&file, &path) => return Ok(Claim { _file: file }),
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let mountpoint = mountpoint.display();
+                    let message = format!("{mountpoint}: somebody else is mounting there");
+                    return Err(Error::new(crate::fetch::ErrorKind::Busy, message));
+                }
+                Err(e) => return Err(failed(&e.into())),
             }
-            Err(e) => Err(failed(&e.into())),
         }
     }
 
@@ -152,15 +157,23 @@ impl RunDirectory {
         read_record(&self.file(mountpoint, "json"))
     }
 
-    /// Removes logs that nobody has asked about for long: each mount point leaves one.
+    /// Removes logs that nobody has asked about for long, and locks that nobody holds: each mount
+    /// point leaves one of each.
     pub fn remove_old_logs(&self) {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return };
         let paths = entries.filter_map(|e| Some(e.ok()?.path()));
         // By name first: the other things here may be mounts, whose daemons would have to answer.
-        for path in paths.filter(|p| p.extension().is_some_and(|e| e == "log")) {
+        let is_left = |p: &PathBuf| p.extension().is_some_and(|e| e == "log" || e == "lock");
+        for path in paths.filter(is_left) {
             let age = path.metadata().and_then(|m| m.modified()).map(|m| m.elapsed());
             let is_old = matches!(age, Ok(Ok(age)) if age > LOGS_KEPT_FOR);
-            if is_old && !path.with_extension("json").exists() {
+            if !is_old || path.with_extension("json").exists() {
+                continue;
+            }
+            // Removed while it is held: whoever waits for it takes the new one.
+            let is_lock = path.extension().is_some_and(|e| e == "lock");
+            let held = is_lock.then(|| lock_unheld(&path));
+            if !matches!(held, Some(None)) {
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -190,6 +203,21 @@ impl RunDirectory {
         }
         let _ = std::fs::remove_dir(self.file(mountpoint, "lower"));
     }
+}
+
+/// The lock at `path`, unless somebody holds it.
+fn lock_unheld(path: &Path) -> Option<std::fs::File> {
+    use rustix::fs::{FlockOperation, flock};
+    let file = std::fs::File::options().write(true).open(path).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(file)
+}
+
+/// The open file is the one that `path` names.
+fn is_named(file: &std::fs::File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let inode = |meta: std::io::Result<std::fs::Metadata>| meta.map(|m| (m.dev(), m.ino())).ok();
+    inode(file.metadata()).is_some_and(|ours| Some(ours) == inode(std::fs::metadata(path)))
 }
 
 /// The directory is ours, and nobody else may write to it: records say what to unmount and which
@@ -379,6 +407,25 @@ mod tests {
         run.remove_old_logs();
         let there = |name: &str| run.path.join(name).exists();
         assert_eq!([there("a.log"), there("b.log"), there("c.log")], [false, true, true]);
+    }
+
+    #[test]
+    fn old_locks_are_removed_unless_somebody_holds_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let run = RunDirectory::open(directory.path().join("run")).expect("run directory");
+        let old = std::time::SystemTime::now() - LOGS_KEPT_FOR - Duration::from_secs(1);
+        let [held, left] = [Path::new("/mnt/held"), Path::new("/mnt/left")];
+        let claim = run.claim(held).expect("free");
+        drop(run.claim(left).expect("free"));
+        for mountpoint in [held, left] {
+            let lock = std::fs::File::options().write(true).open(run.file(mountpoint, "lock"));
+            lock.and_then(|lock| lock.set_modified(old)).expect("dated");
+        }
+        run.remove_old_logs();
+        assert!(run.claim(held).is_err(), "still held");
+        assert!(!run.file(left, "lock").exists());
+        drop(claim);
+        assert!(run.claim(held).is_ok() && run.claim(left).is_ok());
     }
 
     #[test]
