@@ -352,7 +352,7 @@ pub struct Status {
 pub enum Cache {
     /// List what is in the cache, least recently used first
     Ls,
-    /// Remove blobs, least recently used first, down to --cache-limit [default: all of them]
+    /// Remove blobs and layouts, least recently used first, down to --cache-limit [default: all]
     Prune {
         /// Layer indexes too: they are small, and spare reading a layer whole again
         #[arg(long)]

@@ -15,7 +15,8 @@ pub fn run(context: &Context, command: &args::Cache) -> Result<()> {
                 return print_json(&items);
             }
             for item in &items {
-                out!("{:>10}  {:?}  {}", size(item.disk_bytes), item.kind, item.digest);
+                let what = item.name.as_ref().unwrap_or(&item.digest);
+                out!("{:>10}  {:?}  {what}", size(item.disk_bytes), item.kind);
             }
             let total = items.iter().map(|i| i.disk_bytes).sum();
             context.say(format_args!("{} in {} items", size(total), items.len()));

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::args::Options;
 use super::background::Starter;
@@ -36,6 +36,9 @@ pub struct Context {
     pub runtime: tokio::runtime::Runtime,
     /// This process serves in the background; whoever started it waits until the tree answers.
     pub starter: Option<Starter>,
+    cache: OnceLock<Cache>,
+    /// Where layouts for `docker://` are made when the cache cannot be written to.
+    scratch_layouts: OnceLock<PathBuf>,
 }
 
 /// An image that can be read.
@@ -64,17 +67,29 @@ impl Context {
             .build()
             .map_err(|e| Error::local("cannot start threads", &e))?;
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        let starter = starter.map(Starter);
-        Ok(Context { options: options.clone(), platform, runtime, starter })
+        let (cache, scratch_layouts) = (OnceLock::new(), OnceLock::new());
+        let (options, starter) = (options.clone(), starter.map(Starter));
+        Ok(Context { options, platform, runtime, starter, cache, scratch_layouts })
+    }
+
+    /// Removes what was made for this process alone.
+    pub fn clean_up(&self) {
+        if let Some(path) = self.scratch_layouts.get() {
+            let _ = std::fs::remove_dir_all(path);
+        }
     }
 
     /// The cache: `--cache-dir`, else below `$XDG_CACHE_HOME` or `~/.cache`, for root in
-    /// `/var/cache`.
+    /// `/var/cache`. One that cannot be written to is told once.
     ///
     /// # Errors
-    /// Local trouble.
+    /// It is not to be trusted, or cannot be a directory.
     pub fn cache(&self) -> Result<Cache> {
-        Cache::open(&self.cache_directory()?)
+        if let Some(cache) = self.cache.get() {
+            return Ok(cache.clone());
+        }
+        let cache = Cache::open(&self.cache_directory()?, self.options.cache_limit)?;
+        Ok(self.cache.get_or_init(|| cache).clone())
     }
 
     fn cache_directory(&self) -> Result<PathBuf> {
@@ -123,7 +138,13 @@ impl Context {
     /// # Errors
     /// Any of these cannot be had.
     pub fn open(&self, text: &str) -> Result<OpenImage> {
-        let (directory, selector) = match self.argument(text)? {
+        let argument = self.argument(text)?;
+        // Nobody prunes the layout between its making and its reading.
+        let _held = match argument {
+            ImageArgument::Registry(_) => self.cache()?.hold_layouts(),
+            ImageArgument::Layout { .. } => None,
+        };
+        let (directory, selector) = match argument {
             ImageArgument::Layout { directory, selector } => (absolute(&directory)?, selector),
             ImageArgument::Registry(reference) => (self.layout_of(&reference)?, None),
         };
@@ -172,17 +193,41 @@ impl Context {
     /// The sparse layout of an image in a registry, in the cache. Asked anew each time, unless
     /// `--offline`: a tag can move.
     fn layout_of(&self, reference: &Reference) -> Result<PathBuf> {
-        let directory = self.cache()?.layouts().join(reference.layout_path());
-        if !self.options.offline {
+        let cache = self.cache()?;
+        let directory = cache.layouts().join(reference.layout_path());
+        if self.options.offline {
+            if !directory.join("index.json").exists() {
+                let message =
+                    format!("docker://{reference} is not in the cache, and --offline is set");
+                return Err(Error::new(ErrorKind::Offline, message));
+            }
+        } else {
             let registry = self.registries()?.repository(reference);
             let deadline = Deadline::after(self.options.deadline);
             let resolved = resolve(&registry, reference, &self.platform, deadline);
-            self.runtime.block_on(resolved)?.image.write(&directory, &[])?;
-        } else if !directory.join("index.json").exists() {
-            let message = format!("docker://{reference} is not in the cache, and --offline is set");
-            return Err(Error::new(ErrorKind::Offline, message));
+            let image = self.runtime.block_on(resolved)?.image;
+            if let Err(error) = image.write(&directory, &[]) {
+                // It is small, and for this process alone: anywhere will do.
+                cache.tell_trouble(&error);
+                let directory = self.scratch_layouts()?.join(reference.layout_path());
+                image.write(&directory, &[])?;
+                return Ok(directory);
+            }
         }
+        cache.note_layout_used(&directory);
         Ok(directory)
+    }
+
+    fn scratch_layouts(&self) -> Result<&Path> {
+        if let Some(path) = self.scratch_layouts.get() {
+            return Ok(path);
+        }
+        let place = std::env::temp_dir();
+        let made = tempfile::Builder::new().prefix("layoutfs-layouts-").tempdir_in(&place);
+        let made = made.map_err(|e| {
+            Error::local(format!("neither the cache nor {} can hold a layout", place.display()), &e)
+        })?;
+        Ok(self.scratch_layouts.get_or_init(|| made.keep()))
     }
 
     /// Registry clients with this command's credentials.

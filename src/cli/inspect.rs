@@ -10,10 +10,10 @@ use super::context::{Context, OpenImage, print_json};
 use super::progress;
 use super::sources;
 use super::units::size;
-use crate::fetch::Result;
 use crate::fetch::how::How;
 use crate::fetch::kaniko::EMPTY_LAYER_DIFF_ID;
 use crate::fetch::layout_dir::is_present;
+use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::{self, ViewKind};
 use crate::layout::dump;
 use crate::layout::entry::Entry;
@@ -131,7 +131,7 @@ fn layout_path(directory: &Path) -> Option<LayoutPath> {
 fn summarise(open: &OpenImage, number: usize, layer: &Layer) -> Result<LayerSummary> {
     let state = match is_present(&open.image.selected.directory, &layer.blob) {
         true => "local",
-        false if open.store.cache().open_blob(&layer.blob)?.is_some() => "cached",
+        false if open.store.cache().open_blob(&layer.blob).is_some() => "cached",
         false => "missing",
     };
     Ok(LayerSummary {
@@ -158,7 +158,13 @@ fn path_summary(context: &Context, open: &OpenImage, path: &str) -> Result<()> {
     let cleaned = cleaned.join("/");
     let mut found = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
-        let Some(index) = open.store.cache().load_index(&layer.blob.digest)? else { continue };
+        let Some(index) = open.store.cache().load_index(&layer.blob.digest) else {
+            let message = format!(
+                "what layer {} says about it is not known: its index could not be kept in the cache",
+                layer.blob.digest
+            );
+            return Err(Error::new(ErrorKind::Local, message));
+        };
         for event in provenance::events(&index, cleaned.as_bytes()) {
             found.push(PathEvent {
                 layer: number,

@@ -54,6 +54,9 @@ pub fn main() -> ! {
     let context = rootless::enter(&cli.command)
         .and_then(|()| Context::new(&cli.options, cli.background_child));
     let result = context.as_ref().map_err(Clone::clone).and_then(|c| run(c, &cli));
+    if let Ok(context) = &context {
+        context.clean_up();
+    }
     let code = match result {
         Ok(code) => code,
         Err(error) => {

@@ -32,6 +32,9 @@ use crate::layout::tree::{Layer, Tree};
 /// How often to look whether the session has ended, or the overlay was unmounted by hand.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// How long a blob that the cache's limit has removed takes room on the disk at most.
+const RELEASE_EVERY: Duration = Duration::from_secs(5);
+
 /// How long open files may keep a detached mount, and with it the daemon, after SIGTERM.
 const DETACHED_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
@@ -152,6 +155,7 @@ impl<'a> Daemon<'a> {
         };
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);
         let mounted = Mounted::start(shell, view_at)?;
+        self.release_evicted();
         let served = self.answer_status(claim).and_then(|()| work(&mounted));
         self.end(&mounted);
         served
@@ -234,6 +238,20 @@ impl<'a> Daemon<'a> {
         })?;
         self.pending.set(view);
         Ok(())
+    }
+
+    /// As long as this process lives, every now and then.
+    fn release_evicted(&self) {
+        let pending = self.pending.clone();
+        self.context.runtime.spawn(async move {
+            let mut ticks = tokio::time::interval(RELEASE_EVERY);
+            loop {
+                ticks.tick().await;
+                if let Some(view) = pending.get() {
+                    view.release_evicted();
+                }
+            }
+        });
     }
 
     /// Brings everything that is not local, behind the readers' backs.
@@ -332,6 +350,7 @@ fn report(
         bytes_total: layers.iter().fold(0, |sum, (l, _)| l.blob.size.saturating_add(sum)),
         read_errors: counters.read_errors(),
         messages,
+        cache_trouble: open.store.cache().trouble(),
         log: log.to_owned(),
     }
 }

@@ -106,5 +106,8 @@ fn print(status: &Status) {
         status.read_errors,
         messages.join(", ")
     );
+    if let Some(trouble) = &status.cache_trouble {
+        out!("  nothing is kept in the cache: {trouble}");
+    }
     out!("  log {}", status.log.display());
 }

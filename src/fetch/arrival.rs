@@ -2,11 +2,12 @@
 //!
 //! The bytes come in order, so a prefix is always resident; they are proved all at once, when the
 //! last one has come and the digest matches. Whoever reads chooses how long to wait: until its
-//! bytes are resident, or until the blob is proved.
+//! bytes are resident, or until the blob is proved. What the disk does not take is in `overflow.rs`.
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::cache::{Cache, Part, StreamLock};
+use super::cache::{Cache, StreamLock};
 use super::error::{Error, ErrorKind, Result};
+use super::overflow::{Follower, Overflow};
 use super::proved::Proved;
+use super::writing::{Kept, Writing};
 use super::{Body, Deadline, Distrust, Source};
 use crate::layout::Blob;
-use crate::layout::digest::Hasher;
 use crate::layout::range::ByteRange;
 
 /// One request of a stream: from 4 MiB on, two to four requests saturate a 1 Gbit/s, 10 ms link.
@@ -30,13 +32,6 @@ const STREAM_REQUESTS_IN_FLIGHT: usize = 3;
 
 /// Pieces (16 to 256 KiB each) between the network and the hashing thread.
 const QUEUED_PIECES: usize = 32;
-
-/// Bytes of a stream after which its residency map gets a line, for whoever resumes it: a line costs
-/// some microseconds, a byte that comes twice costs more.
-const MAP_EVERY_BYTES: u64 = 1 << 20;
-
-/// Bytes of a resumed prefix after which others are told that its hashing gets on: 40 ms of work.
-const TOUCH_EVERY_BYTES: u64 = 64 << 20;
 
 /// One read of a local blob while it is hashed.
 const HASH_READ_BYTES: u64 = 1 << 20;
@@ -66,12 +61,16 @@ pub enum Until {
 pub struct Arrival {
     /// Which.
     pub blob: Blob,
-    /// Where the bytes go; readable up to [`Progress::resident`].
-    pub(super) file: Arc<File>,
+    /// Where the bytes go, as far as they are kept.
+    file: Option<Arc<File>>,
+    /// Where the others are.
+    overflow: Option<Arc<Overflow>>,
     /// What the file looked like when it was proved; a foreign one, when it was opened.
     proved_as: Arc<OnceLock<Stamp>>,
     progress: watch::Receiver<Progress>,
     origin: Origin,
+    /// Since it was last asked for.
+    is_used: AtomicBool,
     fetch: Option<AbortHandle>,
 }
 
@@ -127,25 +126,23 @@ impl Stamp {
 }
 
 impl Arrival {
-    /// Starts bringing `blob` from `source` into the cache's part of it. What a former stream left
-    /// there is hashed, not fetched. `lock` is held until the end.
-    ///
-    /// # Errors
-    /// Local trouble. What happens to the bytes later is the outcome.
+    /// Starts bringing `blob` from `source` into the cache's part of it, as far as there is room.
+    /// What a former stream left there is hashed, not fetched. `lock` is held as long as somebody
+    /// writes to the part.
     pub fn start(
         cache: Cache,
-        lock: StreamLock,
+        lock: Option<StreamLock>,
         source: Arc<dyn Source>,
         blob: Blob,
         stall: Duration,
-    ) -> Result<Arc<Self>> {
-        let part = cache.open_part(&blob)?;
-        let file = part.file.try_clone().map_err(|e| Error::local("cannot open a part", &e))?;
-        let file = Arc::new(file);
+    ) -> Arc<Self> {
+        let kept = open_kept(&cache, lock, &blob);
+        let file = kept.as_ref().map(|kept| kept.file.clone());
+        let overflow = Overflow::new(blob, source.clone(), stall);
         let (sender, progress) = watch::channel(Progress::default());
         let sender = Arc::new(sender);
         let (pieces, queue) = mpsc::channel(QUEUED_PIECES);
-        let start = part.prefix().min(blob.size);
+        let start = kept.as_ref().map_or(0, |kept| kept.part.prefix().min(blob.size));
         let fetching =
             Fetching { source: source.clone(), blob, stall, progress: sender.clone(), pieces };
         let fetch = tokio::spawn(async move { fetching.run(start).await });
@@ -154,8 +151,8 @@ impl Arrival {
         let writing = Writing {
             cache,
             blob,
-            part,
-            file: file.clone(),
+            kept,
+            overflow: overflow.clone(),
             proved_as: proved_as.clone(),
             progress: sender.clone(),
         };
@@ -163,11 +160,17 @@ impl Arrival {
         tokio::spawn(async move {
             let written = write.await.unwrap_or_else(|e| Err(crashed(&e)));
             let fetched = fetch.await.unwrap_or_else(|e| Err(crashed(&e)));
-            drop(lock);
             // A failed fetch makes the writer see too few bytes, and a failed writer makes the fetch
             // find nobody to give them to: the cause comes first.
             let outcome = match (fetched, written) {
                 (_, Err(error)) if error.kind == ErrorKind::Local => Err(error),
+                (Err(ended), Err(error))
+                    if ended.kind == ErrorKind::Local
+                        && error.kind == ErrorKind::DigestMismatch =>
+                {
+                    // The writer ended first: the disk gave back other bytes than it took.
+                    Err(Error { may_differ: true, ..error })
+                }
                 (Err(error), _) => Err(error),
                 (Ok(()), Err(error)) if error.kind == ErrorKind::DigestMismatch => {
                     // What an earlier stream left may be what is wrong: then nobody is to blame.
@@ -179,8 +182,9 @@ impl Arrival {
             };
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
-        let origin = Origin::Source;
-        Ok(Arc::new(Arrival { blob, file, proved_as, progress, origin, fetch: fetch_handle }))
+        let (overflow, origin, fetch) = (Some(overflow), Origin::Source, fetch_handle);
+        let is_used = AtomicBool::default();
+        Arc::new(Arrival { blob, file, overflow, proved_as, progress, origin, is_used, fetch })
     }
 
     /// Starts hashing a file that is whole already: the same waiting, no copy. What was right when
@@ -204,7 +208,9 @@ impl Arrival {
             });
             sender.send_modify(|p| p.outcome = Some(outcome));
         });
-        Ok(Arc::new(Arrival { blob, file, proved_as, progress, origin, fetch: None }))
+        let (file, overflow, is_used) = (Some(file), None, AtomicBool::default());
+        let fetch = None;
+        Ok(Arc::new(Arrival { blob, file, overflow, proved_as, progress, origin, is_used, fetch }))
     }
 
     /// Where the bytes come from.
@@ -215,9 +221,11 @@ impl Arrival {
     /// Nobody wrote to the file since it was proved (as far as its times tell); a foreign one, since
     /// it was opened.
     pub fn is_unchanged(&self) -> bool {
+        // Without a file every piece is checked when it is read.
+        let Some(file) = &self.file else { return true };
         let now = match self.origin {
-            Origin::Layout => Stamp::of(&self.file),
-            Origin::Source | Origin::Cache => Stamp::of_ours(&self.file),
+            Origin::Layout => Stamp::of(file),
+            Origin::Source | Origin::Cache => Stamp::of_ours(file),
         };
         // Not proved yet: it is being written.
         self.proved_as.get().is_none_or(|seen| now.is_ok_and(|now| now == *seen))
@@ -228,27 +236,62 @@ impl Arrival {
         self.progress.has_changed().is_err() && self.progress.borrow().outcome.is_none()
     }
 
-    /// Bytes of the blob, once it is proved.
+    /// Bytes are missing in the file: reading them can take a request.
+    fn overflow(&self) -> Option<&Arc<Overflow>> {
+        self.overflow.as_ref().filter(|overflow| overflow.is_on())
+    }
+
+    /// Somebody has removed the file: it takes room as long as it is open. One that was read since
+    /// the last call is noted as used.
+    pub fn is_evicted(&self) -> bool {
+        let Some(file) = self.file.as_ref().filter(|_| self.origin != Origin::Layout) else {
+            return false;
+        };
+        if self.is_used.swap(false, Ordering::Relaxed) {
+            super::cache::note_used(file);
+        }
+        file.metadata().is_ok_and(|meta| meta.nlink() == 0)
+    }
+
+    /// As [`Arrival::read_proved`], if all bytes are in the file.
+    pub fn read_proved_now(&self, range: ByteRange) -> Option<Result<Proved>> {
+        self.overflow().is_none().then(|| self.read_proved(range))
+    }
+
+    /// Bytes of the blob, once it is proved. What the cache could not keep is fetched again: not
+    /// for a thread of the runtime.
     ///
     /// # Errors
-    /// [`ErrorKind::DigestMismatch`]: it is not proved, or somebody wrote to its file since.
+    /// [`ErrorKind::DigestMismatch`]: it is not proved, or somebody wrote to its file since; they
+    /// cannot be had again.
     pub fn read_proved(&self, range: ByteRange) -> Result<Proved> {
+        self.is_used.store(true, Ordering::Relaxed);
         let is_proved = matches!(self.progress.borrow().outcome, Some(Ok(())));
-        let bytes = super::cache::read_exact_at(&self.file, range);
+        let bytes = self.read_unproved(range);
         if !is_proved || !self.is_unchanged() {
             let message =
                 format!("blob {}: its file was changed while it was read", self.blob.digest);
             return Err(Error::new(ErrorKind::DigestMismatch, message));
         }
-        Ok(Proved::vouch(bytes?.into()))
+        Ok(Proved::vouch(bytes?))
     }
 
-    /// Bytes of the blob that are resident. Nothing is known of them.
+    /// Bytes of the blob that have come. Nothing is known of them. As [`Arrival::read_proved`], not
+    /// for a thread of the runtime.
     ///
     /// # Errors
-    /// Local trouble.
+    /// Local trouble; what was not kept cannot be had again.
     pub fn read_unproved(&self, range: ByteRange) -> Result<Bytes> {
-        Ok(super::cache::read_exact_at(&self.file, range)?.into())
+        match (self.overflow(), &self.file) {
+            (Some(overflow), file) => overflow.read(file.as_deref(), range),
+            (None, Some(file)) => Ok(super::cache::read_exact_at(file, range)?.into()),
+            (None, None) => Ok(Bytes::new()),
+        }
+    }
+
+    /// Announces that the whole blob is going to be read, in order, as it comes.
+    pub fn follow(&self) -> Option<Follower> {
+        self.overflow.as_ref().map(Overflow::follow)
     }
 
     /// How far it is now.
@@ -299,6 +342,15 @@ impl Arrival {
         );
         Error::new(ErrorKind::DeadlinePassed, message)
     }
+}
+
+/// The part to write to; `None` when the cache cannot be written to.
+fn open_kept(cache: &Cache, lock: Option<StreamLock>, blob: &Blob) -> Option<Kept> {
+    let opened = cache.open_part(blob).and_then(|part| {
+        let file = part.file.try_clone().map_err(|e| Error::local("cannot open a part", &e))?;
+        Ok(Kept { part, file: Arc::new(file), _lock: lock })
+    });
+    opened.inspect_err(|error| cache.tell_trouble(error)).ok()
 }
 
 fn crashed(error: &tokio::task::JoinError) -> Error {
@@ -434,62 +486,4 @@ where
         at = chunk_range.end;
     }
     Ok(())
-}
-
-/// The disk's side: hash, write, publish.
-struct Writing {
-    cache: Cache,
-    blob: Blob,
-    part: Part,
-    file: Arc<File>,
-    proved_as: Arc<OnceLock<Stamp>>,
-    progress: Arc<watch::Sender<Progress>>,
-}
-
-impl Writing {
-    fn run(mut self, start: u64, mut pieces: mpsc::Receiver<Bytes>) -> Result<()> {
-        let mut hasher = self.blob.digest.hasher();
-        self.hash_prefix(&mut hasher, start)?;
-        let mut at = start;
-        let mut mapped = start;
-        while let Some(piece) = pieces.blocking_recv() {
-            hasher.update(&piece);
-            self.file
-                .write_all_at(&piece, at)
-                .map_err(|e| Error::local("cannot write to the cache", &e))?;
-            at += piece.len() as u64;
-            self.progress.send_modify(|p| p.resident = at);
-            if at - mapped >= MAP_EVERY_BYTES || at == self.blob.size {
-                self.part.mark_resident(ByteRange::new(0, at))?;
-                mapped = at;
-            }
-        }
-        if at != self.blob.size {
-            self.part.mark_resident(ByteRange::new(0, at))?;
-            let message =
-                format!("blob {}: got {at} of {} bytes", self.blob.digest, self.blob.size);
-            return Err(Error::new(ErrorKind::Network, message));
-        }
-        if let Err(error) = self.blob.digest.compare(hasher) {
-            self.cache.destroy_part(&self.blob);
-            return Err(error.into());
-        }
-        let _ = self.proved_as.set(Stamp::of_ours(&self.file)?);
-        self.cache.publish_blob(&self.blob, &self.file)
-    }
-
-    fn hash_prefix(&self, hasher: &mut Hasher, start: u64) -> Result<()> {
-        let mut at = 0;
-        while at < start {
-            let range = ByteRange::at(at, HASH_READ_BYTES.min(start - at));
-            hasher.update(&super::cache::read_exact_at(&self.file, range)?);
-            at = range.end;
-            if at % TOUCH_EVERY_BYTES == 0 {
-                // Another process that waits for this stream sees that it gets on.
-                let _ = self.file.set_modified(std::time::SystemTime::now());
-            }
-        }
-        self.progress.send_modify(|p| (p.resident, p.arrived) = (start, start));
-        Ok(())
-    }
 }

@@ -18,21 +18,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::decoded::Decoded;
-use super::error::{Error, Result};
+use super::error::{Error, ErrorKind, Result};
+use super::room::Room;
 use super::seal::{SEAL_BYTES, opened, seal};
 use crate::layout::index::{LayerIndex, saved};
 use crate::layout::range::{ByteRange, RangeSet};
 use crate::layout::{Blob, Digest};
-
-/// The directory of this version of the format; other versions live beside it, untouched.
-const VERSION: &str = "v1";
 
 /// A residency map line is under 42 bytes; a map beyond this is not ours (a 1 TiB blob in 1 MiB
 /// spans needs 42 MB).
@@ -48,6 +47,7 @@ const COPY_BYTES: u64 = 4 << 20;
 #[derive(Debug, Clone)]
 pub struct Cache {
     pub(super) root: PathBuf,
+    pub(super) room: Arc<Room>,
 }
 
 /// The exclusive right to stream one blob; other processes wait for it. Ends when dropped.
@@ -67,21 +67,19 @@ pub struct Part {
 }
 
 impl Cache {
-    /// Opens or creates the cache in `dir` (mode 0700: what one user read is not another's to see).
+    /// Opens or creates the cache in `dir`, for its owner only. All processes together keep it at
+    /// `limit_bytes`. One that cannot be written to is used as it is.
     ///
     /// # Errors
-    /// [`ErrorKind::Local`](super::ErrorKind::Local) when a directory cannot be made.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let root = dir.join(VERSION);
-        for sub in ["blobs/sha256", "blobs/sha512", "indexes", "decoded", "layouts"] {
-            let path = root.join(sub);
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&path)
-                .map_err(|e| Error::local(format!("cannot make {}", path.display()), &e))?;
+    /// [`ErrorKind::Usage`](super::ErrorKind::Usage) for a cache that others can write to; `dir`
+    /// cannot be a directory.
+    pub fn open(dir: &Path, limit_bytes: Option<u64>) -> Result<Self> {
+        let (root, trouble) = super::cache_dir::open(dir)?;
+        let cache = Cache { root, room: Arc::new(Room::new(limit_bytes)) };
+        if let Some(error) = trouble {
+            cache.tell_trouble(&error);
         }
-        Ok(Cache { root })
+        Ok(cache)
     }
 
     /// The directory with the version in it.
@@ -110,11 +108,8 @@ impl Cache {
 
     /// The whole, proved blob, if it is here. A file of another size is none: it is damaged, and the
     /// next stream replaces it, or the size is not true, and it stays.
-    ///
-    /// # Errors
-    /// Local trouble other than absence.
-    pub fn open_blob(&self, blob: &Blob) -> Result<Option<File>> {
-        open_sized(&self.blob_path(&blob.digest), blob.size)
+    pub fn open_blob(&self, blob: &Blob) -> Option<File> {
+        self.found(open_sized(&self.blob_path(&blob.digest), blob.size))
     }
 
     /// Removes a blob whose bytes are no longer what they were.
@@ -144,12 +139,9 @@ impl Cache {
     }
 
     /// The uncompressed layer `diff_id` of `size` bytes, if it is here with its sums.
-    ///
-    /// # Errors
-    /// Local trouble other than absence.
-    pub fn open_decoded(&self, diff_id: &Digest, size: u64) -> Result<Option<Decoded>> {
+    pub fn open_decoded(&self, diff_id: &Digest, size: u64) -> Option<Decoded> {
         let path = self.keyed("decoded", diff_id);
-        let Some(file) = open_sized(&path, size)? else { return Ok(None) };
+        let file = self.found(open_sized(&path, size))?;
         let sealed = std::fs::read(path.with_extension("sums")).unwrap_or_default();
         let sums = opened("sums", diff_id, &sealed).map(|sums| sums.as_chunks::<32>().0.to_vec());
         let decoded = sums.and_then(|sums| Decoded::new(file, size, sums, false));
@@ -158,7 +150,7 @@ impl Cache {
             tracing::warn!(%path, "discarding a decoded layer: its sums are damaged or not its own");
             self.remove_decoded(diff_id);
         }
-        Ok(decoded)
+        decoded
     }
 
     /// Removes a decoded layer that is damaged.
@@ -175,13 +167,10 @@ impl Cache {
     pub fn open_part(&self, blob: &Blob) -> Result<Part> {
         let open = |suffix: &str| {
             let path = self.part_path(blob, suffix);
-            OpenOptions::new()
-                .read(true)
-                .append(suffix == "map")
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
+            let mut options = OpenOptions::new();
+            let options = options.read(true).append(suffix == "map").write(true);
+            let options = options.create(true).truncate(false);
+            self.in_folders(|| options.open(&path))
                 .map_err(|e| Error::local(format!("cannot open {}", path.display()), &e))
         };
         let file = open("part")?;
@@ -271,7 +260,7 @@ impl Cache {
         loop {
             let mut options = OpenOptions::new();
             let options = options.write(true).create(true).truncate(false);
-            let file = options.open(&path).map_err(|e| failed(&e))?;
+            let file = self.in_folders(|| options.open(&path)).map_err(|e| failed(&e))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -287,10 +276,11 @@ impl Cache {
 
     /// The saved index of a layer blob. A damaged one, or one of another version, counts as absent
     /// and is removed.
-    ///
-    /// # Errors
-    /// Local trouble other than absence.
-    pub fn load_index(&self, digest: &Digest) -> Result<Option<LayerIndex>> {
+    pub fn load_index(&self, digest: &Digest) -> Option<LayerIndex> {
+        self.found(self.read_index(digest))
+    }
+
+    fn read_index(&self, digest: &Digest) -> Result<Option<LayerIndex>> {
         let path = self.keyed("indexes", digest);
         let failed = |e: &io::Error| Error::local(format!("cannot read {}", path.display()), e);
         let Some(file) = open_existing(&path).map_err(|e| failed(&e))? else { return Ok(None) };
@@ -313,18 +303,37 @@ impl Cache {
     pub fn save_index(&self, digest: &Digest, index: &LayerIndex) -> Result<()> {
         let mut file = self.temporary("indexes")?;
         let encoded = saved::encode(index)?;
+        if !self.make_room(encoded.len() as u64) {
+            return Err(Error::new(ErrorKind::Local, "no room for an index within --cache-limit"));
+        }
         file.write_all(&encoded)
             .and_then(|()| file.write_all(&seal("index", digest, checksum(&encoded))))
             .map_err(|e| Error::local("cannot write a layer index", &e))?;
         persist(file, &self.keyed("indexes", digest))
     }
 
+    /// Makes a file; its directory first, if somebody has removed the whole cache.
+    fn in_folders<T>(&self, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match make() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                super::cache_dir::make_folders(&self.root)?;
+                make()
+            }
+            made => made,
+        }
+    }
+
+    /// Locked as long as it is open: what a crash leaves is told from what somebody writes.
     fn temporary(&self, directory: &str) -> Result<tempfile::NamedTempFile> {
         let directory = self.root.join(directory);
-        tempfile::Builder::new()
-            .prefix(".new-")
-            .tempfile_in(&directory)
-            .map_err(|e| Error::local(format!("cannot make a file in {}", directory.display()), &e))
+        let make = || tempfile::Builder::new().prefix(".new-").tempfile_in(&directory);
+        let made = self.in_folders(make);
+        let file = made.map_err(|e| {
+            Error::local(format!("cannot make a file in {}", directory.display()), &e)
+        })?;
+        // Nobody else has it yet; where there are no locks, its age must do.
+        let _ = flock(file.as_file(), FlockOperation::NonBlockingLockExclusive);
+        Ok(file)
     }
 }
 
@@ -366,6 +375,11 @@ pub fn read_exact_at(file: &File, range: ByteRange) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Notes the time of the last use, for eviction, where that can be written.
+pub(super) fn note_used(file: &File) {
+    let _ = file.set_times(std::fs::FileTimes::new().set_accessed(SystemTime::now()));
+}
+
 fn open_existing(path: &Path) -> io::Result<Option<File>> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
@@ -389,7 +403,7 @@ fn open_sized(path: &Path, size: u64) -> Result<Option<File>> {
     }
     // The time of the last use, for eviction; another user's cache may refuse it. Not the time of
     // the last change, which tells whether somebody wrote to a file since it was proved.
-    let _ = file.set_times(std::fs::FileTimes::new().set_accessed(SystemTime::now()));
+    note_used(&file);
     Ok(Some(file))
 }
 

@@ -32,6 +32,7 @@ pub struct Decoded {
     checked: Vec<AtomicBool>,
     /// The file when the checked pieces were checked.
     seen: Mutex<Option<Stamp>>,
+    is_used: AtomicBool,
 }
 
 impl Decoded {
@@ -43,7 +44,17 @@ impl Decoded {
         }
         let checked = sums.iter().map(|_| AtomicBool::new(is_fresh)).collect();
         let seen = Mutex::new(Stamp::of_ours(&file).ok());
-        Some(Decoded { file, size, sums, checked, seen })
+        Some(Decoded { file, size, sums, checked, seen, is_used: AtomicBool::new(false) })
+    }
+
+    /// Somebody has removed the file: it takes room as long as it is open. One that was read since
+    /// the last call is noted as used.
+    pub fn is_evicted(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        if self.is_used.swap(false, Ordering::Relaxed) {
+            super::cache::note_used(&self.file);
+        }
+        self.file.metadata().is_ok_and(|meta| meta.nlink() == 0)
     }
 
     /// Reads `range` into `out`, which has its length.
@@ -55,6 +66,7 @@ impl Decoded {
             let message = format!("range {range} is outside of {} decoded bytes", self.size);
             return Err(Error::new(ErrorKind::Invalid, message));
         }
+        self.is_used.store(true, Ordering::Relaxed);
         let mut at = range.start;
         while at < range.end {
             let number = (at / PIECE_BYTES) as usize;
@@ -152,11 +164,21 @@ impl Summing {
         self.filled = 0;
     }
 
-    /// The sums of everything added.
-    pub fn finish(mut self) -> Sums {
+    /// Nothing more is added: the last piece may be short.
+    pub fn end(&mut self) {
         if self.filled > 0 {
             self.close();
         }
+    }
+
+    /// The sums of the pieces that are whole.
+    pub fn sums(&self) -> &[[u8; 32]] {
+        &self.sums
+    }
+
+    /// The sums of everything added.
+    pub fn finish(mut self) -> Sums {
+        self.end();
         self.sums
     }
 }

@@ -5,9 +5,7 @@
 //! tar and, for a layer that cannot seek, writes it to a decoded file. Nothing is published before
 //! both the blob's digest and the DiffID were found right.
 
-use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -15,7 +13,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::arrival::{Arrival, Until};
-use super::cache::{Cache, read_exact_at};
+use super::cache::Cache;
 use super::decoded::{Decoded, Summing, Sums};
 use super::error::{Error, ErrorKind, Result};
 use super::store::{self, Store};
@@ -98,7 +96,7 @@ fn scan_arrival(
     let hashed = hashing.join().map_err(|_| Error::new(ErrorKind::Local, "a thread panicked"))?;
     proved.map_err(named)?;
     let mut scanned = scanned.map_err(named)?;
-    let (diff_id, decoded) = hashed.map_err(named)?;
+    let (diff_id, decoded) = hashed;
     if diff_id != layer.diff_id {
         let message = format!(
             "layer {}: DiffID mismatch: the image configuration says {}, the layer has {diff_id}; \
@@ -109,11 +107,19 @@ fn scan_arrival(
     }
     hash_spans(&mut scanned, arrival)?;
     let index = scanned.into_index(diff_id);
-    store.cache().save_index(&layer.blob.digest, &index)?;
+    match store.cache().save_index(&layer.blob.digest, &index) {
+        Ok(()) => {}
+        // This mount has it in memory; the next one makes it anew.
+        Err(error) if error.kind == ErrorKind::Local => store.cache().tell_trouble(&error),
+        Err(error) => return Err(error),
+    }
     let decoded = match decoded {
         Some((file, sums)) if keep == Keep::Decoded || !is_seekable(&index.spans) => {
             let handle = file.reopen().map_err(|e| Error::local("cannot open a layer", &e))?;
-            store.cache().publish_decoded(&diff_id, file, &sums)?;
+            if let Err(error) = store.cache().publish_decoded(&diff_id, file, &sums) {
+                // It can be read as long as it is open.
+                store.cache().tell_trouble(&error);
+            }
             Decoded::new(handle, index.tar_size, sums, true)
         }
         _ => None,
@@ -129,6 +135,7 @@ fn scan(
     sink: &mut Sink,
 ) -> Result<ScannedLayer> {
     let mut scanner = Scanner::new();
+    let follower = arrival.follow();
     let mut at = 0;
     while at < arrival.blob.size {
         let resident = match arrival.progress().resident {
@@ -139,13 +146,16 @@ fn scan(
             }
         };
         let range = ByteRange::at(at, READ_BYTES.min(resident - at));
-        let bytes = read_exact_at(&arrival.file, range)?;
+        let bytes = arrival.read_unproved(range)?;
         scanner.push(&bytes, &mut |piece| {
             sink.take(piece);
             Ok::<(), Error>(())
         })?;
         sink.decide(scanner.can_seek());
         at = range.end;
+        if let Some(follower) = &follower {
+            follower.advance(at);
+        }
     }
     scanner.finish(&mut |piece| {
         sink.take(piece);
@@ -162,7 +172,7 @@ fn hash_spans(scanned: &mut ScannedLayer, arrival: &Arrival) -> Result<()> {
         return Ok(());
     }
     let hasher = arrival.blob.digest.hasher();
-    let mut blob = Rereading { file: &arrival.file, at: 0, hasher };
+    let mut blob = Rereading { arrival, at: 0, hasher };
     let buffered = std::io::BufReader::with_capacity(READ_BYTES as usize, &mut blob);
     scanned.hash_spans(buffered).map_err(|e| Error::local("cannot read a proved blob", &e))?;
     let rest = std::io::copy(&mut blob, &mut std::io::sink());
@@ -170,19 +180,22 @@ fn hash_spans(scanned: &mut ScannedLayer, arrival: &Arrival) -> Result<()> {
     Ok(arrival.blob.digest.compare(blob.hasher)?)
 }
 
-/// Reads a shared file from its start, whatever its own position is, and hashes what it reads.
+/// Reads a blob from its start, and hashes what it reads.
 struct Rereading<'a> {
-    file: &'a File,
+    arrival: &'a Arrival,
     at: u64,
     hasher: Hasher,
 }
 
 impl std::io::Read for Rereading<'_> {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.file.read_at(out, self.at)?;
-        self.hasher.update(&out[..read]);
-        self.at += read as u64;
-        Ok(read)
+        let left = self.arrival.blob.size - self.at;
+        let range = ByteRange::at(self.at, left.min(out.len() as u64));
+        let bytes = self.arrival.read_unproved(range).map_err(std::io::Error::other)?;
+        out[..bytes.len()].copy_from_slice(&bytes);
+        self.hasher.update(&bytes);
+        self.at = range.end;
+        Ok(bytes.len())
     }
 }
 
@@ -249,20 +262,49 @@ impl Drop for Sink {
 /// The DiffID, and the file of those pieces that were to be written.
 type Hashed = (Digest, Option<(tempfile::NamedTempFile, Sums)>);
 
-fn hash_and_write(cache: &Cache, mut hasher: Hasher, queue: &Receiver<Piece>) -> Result<Hashed> {
-    let mut file: Option<(tempfile::NamedTempFile, Summing)> = None;
+fn hash_and_write(cache: &Cache, mut hasher: Hasher, queue: &Receiver<Piece>) -> Hashed {
+    let mut writing = Some(DecodedFile::default());
     for piece in queue {
         hasher.update(&piece.bytes);
-        if !piece.write {
-            continue;
+        if piece.write
+            && let Some(file) = &mut writing
+        {
+            match file.write(cache, &piece.bytes) {
+                Ok(true) => {}
+                Ok(false) => writing = None,
+                Err(error) => {
+                    cache.tell_trouble(&error);
+                    writing = None;
+                }
+            }
         }
-        let (out, summing) = match &mut file {
-            Some(file) => file,
-            none => none.insert((cache.create_decoded()?, Summing::default())),
-        };
-        summing.update(&piece.bytes);
-        out.write_all(&piece.bytes)
-            .map_err(|e| Error::local("cannot write a decoded layer to the cache", &e))?;
     }
-    Ok((hasher.finish(), file.map(|(file, summing)| (file, summing.finish()))))
+    let file = writing.and_then(|w| w.file.map(|file| (file, w.summing.finish())));
+    (hasher.finish(), file)
+}
+
+/// A decoded layer while it is written.
+#[derive(Default)]
+struct DecodedFile {
+    file: Option<tempfile::NamedTempFile>,
+    bytes: u64,
+    summing: Summing,
+}
+
+impl DecodedFile {
+    /// Appends. `false`: the cache may not use so much; `Rolling` does without.
+    fn write(&mut self, cache: &Cache, bytes: &[u8]) -> Result<bool> {
+        self.bytes += bytes.len() as u64;
+        if !cache.may_keep(self.bytes) || !cache.make_room(bytes.len() as u64) {
+            return Ok(false);
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(cache.create_decoded()?),
+        };
+        self.summing.update(bytes);
+        let written = file.write_all(bytes);
+        written.map_err(|e| Error::local("cannot write a decoded layer to the cache", &e))?;
+        Ok(true)
+    }
 }

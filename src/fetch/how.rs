@@ -30,10 +30,10 @@ impl How {
     pub fn of(store: &Store, layer: &Layer) -> Result<How> {
         let cache: &Cache = store.cache();
         let local = store.open_local(&layer.blob)?.is_some();
-        let Some(index) = cache.load_index(&layer.blob.digest)? else {
+        let Some(index) = cache.load_index(&layer.blob.digest) else {
             return Ok(if local { How::OnePassLocal } else { How::OnePass });
         };
-        let decoded = cache.open_decoded(&layer.diff_id, index.tar_size)?.is_some();
+        let decoded = cache.open_decoded(&layer.diff_id, index.tar_size).is_some();
         Ok(match (local || decoded, crate::layout::index::is_seekable(&index.spans)) {
             (true, _) => How::Local,
             (false, true) => How::OwnIndex,

@@ -8,8 +8,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, fchown, linkat, openat};
 use tempfile::TempPath;
 
-use super::arrival::Origin;
-use super::cache::read_exact_at;
+use super::arrival::{Arrival, Origin};
 use super::error::{Error, ErrorKind, Result};
 use super::image::Image;
 use super::layout_dir::blob_path;
@@ -49,13 +48,13 @@ pub async fn bring(store: &Store, directory: &Path, blob: &Blob) -> Result<bool>
         return Ok(false);
     }
     let (directory, blob) = (directory.to_owned(), *blob);
-    let copy = move || copy(&arrival.file, &directory, &blob).map(|()| true);
+    let copy = move || copy(&arrival, &directory, &blob).map(|()| true);
     tokio::task::spawn_blocking(copy)
         .await
         .map_err(|e| Error::new(ErrorKind::Local, format!("a copy ended early: {e}")))?
 }
 
-fn copy(from: &File, directory: &Path, blob: &Blob) -> Result<()> {
+fn copy(from: &Arrival, directory: &Path, blob: &Blob) -> Result<()> {
     let to = blob_path(directory, &blob.digest);
     let failed = |e: &std::io::Error| Error::local(format!("cannot write {}", to.display()), e);
     let blobs = directory.join("blobs");
@@ -67,7 +66,7 @@ fn copy(from: &File, directory: &Path, blob: &Blob) -> Result<()> {
     let (mut at, mut hasher) = (0, blob.digest.hasher());
     while at < blob.size {
         let range = ByteRange::at(at, COPY_BYTES.min(blob.size - at));
-        let bytes = read_exact_at(from, range)?;
+        let bytes = from.read_proved(range)?;
         hasher.update(&bytes);
         std::io::Write::write_all(&mut new.file, &bytes).map_err(|e| failed(&e))?;
         at = range.end;

@@ -5,7 +5,7 @@
 //! between them by the spans alone.
 
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -15,6 +15,7 @@ use super::decoded::Decoded;
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
 use super::proved::{Filling, Place, Proved};
+use super::rolling::Rolling;
 use super::store::{self, Store};
 use super::{Deadline, Distrust, first_pass, hedge};
 use crate::layout::index::{LayerIndex, Span, is_seekable};
@@ -36,6 +37,8 @@ pub struct LayerReader {
     index: LayerIndex,
     seekable: bool,
     decoded: RwLock<Option<Arc<Decoded>>>,
+    /// Instead of a decoded file, once there was no place for one.
+    rolling: OnceLock<Rolling>,
     decoding: Flights<()>,
     fetching: Flights<usize>,
     part: Mutex<Option<Part>>,
@@ -53,12 +56,13 @@ impl LayerReader {
         let decoded = match decoded {
             Some(decoded) => Some(decoded),
             None if seekable => None,
-            None => store.cache().open_decoded(&layer.diff_id, index.tar_size)?,
+            None => store.cache().open_decoded(&layer.diff_id, index.tar_size),
         };
         Ok(LayerReader {
             seekable,
             index: LayerIndex { entries: Vec::new(), spans: index.spans.clone(), ..*index },
             decoded: RwLock::new(decoded.map(Arc::new)),
+            rolling: OnceLock::new(),
             decoding: Flights::default(),
             fetching: Flights::default(),
             part: Mutex::default(),
@@ -90,6 +94,9 @@ impl LayerReader {
                 }
                 read => Some(read),
             };
+        }
+        if !self.seekable {
+            return self.rolling.get()?.read_now(tar, out).map(Ok);
         }
         for i in self.index.spans_for(tar) {
             let decoded = self.store.spans.get(&(self.layer.blob.digest, i))?;
@@ -128,13 +135,34 @@ impl LayerReader {
     }
 
     async fn read_decoded(&self, tar: ByteRange) -> Result<Proved> {
-        let decoded = self.decode_whole().await?;
+        if let Some(rolling) = self.rolling.get() {
+            return rolling.read(tar).await;
+        }
+        let Some(decoded) = self.decode_whole().await? else {
+            return self.roll().read(tar).await;
+        };
         let read = move || {
             let len = tar.len() as usize;
             let mut out = Filling::zeroed(len);
             decoded.read(tar, out.place(0..len)).map(|()| out.finish())
         };
         blocking(read).await
+    }
+
+    fn roll(&self) -> &Rolling {
+        let size = self.index.tar_size;
+        self.rolling.get_or_init(|| Rolling::new(self.store.clone(), self.layer.clone(), size))
+    }
+
+    /// Lets go of files that the limit has removed: see [`Store::release_evicted`].
+    pub fn release_evicted(&self) {
+        if !self.store.may_release() {
+            return;
+        }
+        let mut decoded = self.decoded.write().unwrap_or_else(PoisonError::into_inner);
+        decoded.take_if(|decoded| decoded.is_evicted());
+        let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        part.take_if(|part| part.is_abandoned());
     }
 
     fn decoded(&self) -> Option<Arc<Decoded>> {
@@ -151,32 +179,38 @@ impl LayerReader {
     /// The decoded file: made once, by a pass over the whole blob, which keeps the deadline: it
     /// fails when no byte arrives for too long. Wrong bytes are fetched at most half of the time:
     /// whoever reads a thousand files must not fetch the layer a thousand times.
-    async fn decode_whole(&self) -> Result<Arc<Decoded>> {
+    ///
+    /// `None`: there is no place for it.
+    async fn decode_whole(&self) -> Result<Option<Arc<Decoded>>> {
         let turn = self.decoding.enter(()).await?;
         if let Some(decoded) = self.decoded() {
-            return Ok(decoded);
+            return Ok(Some(decoded));
         }
         let began = Instant::now();
         let whole = ByteRange::new(0, self.layer.blob.size);
         self.store.just_disproved(&self.layer.blob, whole)?;
-        let decoded = self.open_or_decode().await.map(Arc::new);
+        let decoded = self.open_or_decode().await.map(|decoded| decoded.map(Arc::new));
         let decoded = decoded.map_err(|e| self.store.disproved(&self.layer.blob, whole, began, e));
         if let Ok(decoded) = &decoded {
             let mut kept = self.decoded.write().unwrap_or_else(PoisonError::into_inner);
-            *kept = Some(decoded.clone());
+            kept.clone_from(decoded);
         }
         turn.end(decoded)
     }
 
-    async fn open_or_decode(&self) -> Result<Decoded> {
+    async fn open_or_decode(&self) -> Result<Option<Decoded>> {
         let (cache, diff_id) = (self.store.cache().clone(), self.layer.diff_id);
         let size = self.index.tar_size;
-        if let Some(decoded) = blocking(move || cache.open_decoded(&diff_id, size)).await? {
-            return Ok(decoded);
+        let found = blocking(move || Ok(cache.open_decoded(&diff_id, size))).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        let cache = self.store.cache();
+        if !cache.may_keep(size) || cache.trouble().is_some() {
+            return Ok(None);
         }
         let pass = first_pass::run(&self.store, &self.layer, first_pass::Keep::Decoded).await?;
-        pass.decoded
-            .ok_or_else(|| Error::new(ErrorKind::Invalid, "a layer changed between two passes"))
+        Ok(pass.decoded)
     }
 
     /// The decoded spans `wanted` (ascending), from memory, disk or the source.
@@ -318,9 +352,10 @@ impl LayerReader {
             Err(error) => {
                 tracing::warn!(%error, "local bytes are damaged, fetching them again");
                 if is_cached {
-                    self.store.cache().demote_blob(blob, span.blob)?;
-                    *self.part.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(self.store.cache().open_part(blob)?);
+                    let cache = self.store.cache();
+                    let demoted = cache.demote_blob(blob, span.blob);
+                    let part = demoted.and_then(|()| cache.open_part(blob).map(Some));
+                    *self.part.lock().unwrap_or_else(PoisonError::into_inner) = cache.found(part);
                 }
                 Ok(None)
             }
@@ -332,7 +367,8 @@ impl LayerReader {
         let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
         // One that was pruned meanwhile is nobody's but ours.
         if part.as_ref().is_none_or(Part::is_abandoned) {
-            *part = Some(self.store.cache().open_part(&self.layer.blob)?);
+            let cache = self.store.cache();
+            *part = cache.found(cache.open_part(&self.layer.blob).map(Some));
         }
         match &*part {
             Some(part) if part.resident.contains(span.blob) => {
@@ -344,15 +380,25 @@ impl LayerReader {
 
     /// Keeps proved bytes on disk. Failing to is no reason to fail the read.
     fn keep(&self, range: ByteRange, bytes: &Proved) {
-        let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(part) = &mut *part else { return };
+        let cache = self.store.cache();
+        let mut kept_in = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(part) = &mut *kept_in else { return };
+        if !cache.may_keep(part.resident.len() + range.len()) {
+            // Half of the limit is in it: it begins anew, and what is read now is in it.
+            cache.destroy_part(&self.layer.blob);
+            *kept_in = None;
+            return;
+        }
+        if !cache.make_room(range.len()) {
+            return;
+        }
         let kept = part
             .file
             .write_all_at(bytes, range.start)
             .map_err(|e| Error::local("cannot write to the cache", &e))
             .and_then(|()| part.mark_resident(range));
         if let Err(error) = kept {
-            tracing::warn!(%error, "reading on without keeping bytes on disk");
+            cache.tell_trouble(&error);
         }
     }
 }

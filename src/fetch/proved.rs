@@ -52,6 +52,27 @@ impl Proved {
     }
 }
 
+/// Decodes a proved blob from its start, piece by piece.
+#[derive(Default)]
+pub struct ProvedDecoder(codec::Decoder);
+
+impl ProvedDecoder {
+    /// Decodes the next bytes of the blob into `sink`.
+    ///
+    /// # Errors
+    /// They cannot be decoded; whatever `sink` refuses.
+    pub fn push(
+        &mut self,
+        stored: &Proved,
+        sink: &mut dyn FnMut(Proved) -> Result<()>,
+    ) -> Result<()> {
+        self.0.push(stored, &mut |decoded| match decoded {
+            codec::Decoded::Bytes(bytes) => sink(Proved(Bytes::copy_from_slice(bytes))),
+            codec::Decoded::Start { .. } => Ok(()),
+        })
+    }
+}
+
 impl Deref for Proved {
     type Target = [u8];
 

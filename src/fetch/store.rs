@@ -227,7 +227,24 @@ impl Store {
     pub fn open_local(&self, blob: &Blob) -> Result<Option<(File, bool)>> {
         match self.open_layout_blob(blob)? {
             Some(file) => Ok(Some((file, false))),
-            None => Ok(self.cache().open_blob(blob)?.map(|file| (file, true))),
+            None => Ok(self.cache().open_blob(blob).map(|file| (file, true))),
+        }
+    }
+
+    /// What is let go of can be had again.
+    pub fn may_release(&self) -> bool {
+        self.cache().has_limit() && self.config.source.is_some()
+    }
+
+    /// Lets go of blobs whose files the limit has removed: they take room as long as they are open.
+    /// Who is reading one keeps it a little longer; the next read fetches it anew.
+    pub fn release_evicted(&self) {
+        if self.may_release() {
+            let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+            arrivals.retain(|_, arrival| {
+                let is_proved = matches!(arrival.progress().outcome, Some(Ok(())));
+                !(is_proved && arrival.is_evicted())
+            });
         }
     }
 
@@ -267,33 +284,40 @@ impl Store {
         if let Some(file) = self.open_layout_blob(blob)? {
             return Arrival::start_local(*blob, file, Origin::Layout);
         }
-        if let Some(file) = self.cache().open_blob(blob)? {
+        if let Some(file) = self.cache().open_blob(blob) {
             return Arrival::start_local(*blob, file, Origin::Cache);
         }
         let source = self.source().map_err(|e| e.context(format!("blob {}", blob.digest)))?;
         match self.lock_stream(blob, deadline).await? {
             Ok(lock) => {
                 let stall = self.config.stall;
-                Arrival::start(self.cache().clone(), lock, source.clone(), *blob, stall)
+                Ok(Arrival::start(self.cache().clone(), lock, source.clone(), *blob, stall))
             }
             Err(file) => Arrival::start_local(*blob, file, Origin::Cache),
         }
     }
 
     /// The right to stream the blob, or the blob itself once another process has brought it. Waits
-    /// for that process as long as it gets on.
+    /// for that process as long as it gets on. Without a lock: nobody can write there.
     async fn lock_stream(
         &self,
         blob: &Blob,
         mut deadline: Deadline,
-    ) -> Result<std::result::Result<StreamLock, File>> {
+    ) -> Result<std::result::Result<Option<StreamLock>, File>> {
         let mut seen = None;
         loop {
-            if let Some(lock) = self.cache().try_lock(&blob.digest)? {
+            let lock = match self.cache().try_lock(&blob.digest) {
+                Ok(lock) => lock,
+                Err(error) => {
+                    self.cache().tell_trouble(&error);
+                    return Ok(Ok(None));
+                }
+            };
+            if let Some(lock) = lock {
                 // Whoever held the lock may just have finished.
-                return Ok(match self.cache().open_blob(blob)? {
+                return Ok(match self.cache().open_blob(blob) {
                     Some(file) => Err(file),
-                    None => Ok(lock),
+                    None => Ok(Some(lock)),
                 });
             }
             let now = self.cache().part_state(blob);

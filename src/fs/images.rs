@@ -113,7 +113,7 @@ async fn open_layers(store: &Arc<Store>, layers: &[Layer]) -> Result<HashMap<Dig
 }
 
 async fn open_layer(store: &Arc<Store>, layer: Layer) -> Result<Opened> {
-    let saved = store.cache().load_index(&layer.blob.digest)?;
+    let saved = store.cache().load_index(&layer.blob.digest);
     let (index, decoded) = match saved.filter(|index| index.diff_id == layer.diff_id) {
         Some(index) => (index, None),
         None => {

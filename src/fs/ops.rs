@@ -44,6 +44,12 @@ impl View {
         &self.tree
     }
 
+    /// Lets go of files that the cache's limit has removed.
+    pub fn release_evicted(&self) {
+        self.store.release_evicted();
+        self.readers.iter().for_each(|reader| reader.release_evicted());
+    }
+
     /// Where content comes from.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
@@ -100,7 +106,9 @@ impl View {
             Content::Inline(_) => Proved::inline(content, range).map(Ok),
             _ if range.is_empty() => Some(Ok(Proved::default())),
             // Whoever wrote to its file meanwhile makes the read a slow one.
-            Content::Blob(blob) => self.store.proved_now(blob)?.read_proved(range).ok().map(Ok),
+            Content::Blob(blob) => {
+                self.store.proved_now(blob)?.read_proved_now(range)?.ok().map(Ok)
+            }
             Content::Chunks { layer, chunks } => {
                 let reader = &self.readers[usize::from(*layer)];
                 let mut out = Filling::zeroed(range.len() as usize);

@@ -53,6 +53,9 @@ pub struct Status {
     pub read_errors: u64,
     /// FUSE messages by name.
     pub messages: BTreeMap<String, u64>,
+    /// Why bytes are not kept in the cache, if they are not.
+    #[serde(default)]
+    pub cache_trouble: Option<String>,
     /// The daemon's log.
     pub log: PathBuf,
 }
@@ -149,6 +152,7 @@ mod tests {
             bytes_total: 0,
             read_errors: 0,
             messages: BTreeMap::new(),
+            cache_trouble: None,
             log: PathBuf::new(),
         })
         .expect("serving");

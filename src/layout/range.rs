@@ -4,7 +4,7 @@ use std::fmt;
 
 /// `[start, end)`: byte positions, half-open, never inverted. HTTP's inclusive form is made in one
 /// place, `fetch/registry.rs`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ByteRange {
     /// First byte.
     pub start: u64,

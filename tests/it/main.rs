@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod auth;
+mod cache;
 mod commands;
 mod commit;
 mod commit_model;

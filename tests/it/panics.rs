@@ -75,7 +75,7 @@ fn a_panic_is_eio_and_a_line_in_the_log_and_the_mount_lives() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
     let store = Store::new(Config {
-        cache: Cache::open(&directory.path().join("cache")).expect("a cache"),
+        cache: Cache::open(&directory.path().join("cache"), None).expect("a cache"),
         layout_dir: None,
         source: Some(Arc::new(Panicking)),
         no_source: Error::new(ErrorKind::Offline, "unused"),

@@ -243,7 +243,7 @@ fn a_full_disk_of_the_layers_leaves_no_image() {
 }
 
 #[test]
-fn a_full_disk_of_the_cache_is_told() {
+fn a_full_disk_of_the_cache_is_told_and_does_not_matter() {
     let build = Build::with_empty_cache("0.13");
     let digest = build.sparse(&build.debian.reference("stack"), RUN_IMAGE);
     build.write_phases(&digest, DOCKERFILE);
@@ -251,8 +251,9 @@ fn a_full_disk_of_the_cache_is_told() {
     std::fs::create_dir(build.room.cache_dir()).unwrap();
     let _small = SmallDisk::on(build.room.cache_dir());
     let outcome = build.try_extend(&["--mode", "shadow"]);
-    assert_failed(&build, &outcome, FAILED);
     assert!(outcome.stderr.contains("No space left on device"), "{outcome}");
+    outcome.success();
+    build.extended();
 }
 
 #[test]
