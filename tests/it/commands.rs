@@ -77,10 +77,17 @@ fn a_daemon_keeps_no_descriptor_of_its_caller() {
 #[test]
 fn a_reader_that_goes_away_is_no_crash() {
     let (room, layout, _) = setting();
-    let mut command = room.command(&["inspect", &layout]);
-    let mut child = command.stdout(Stdio::piped()).spawn().expect("started");
-    drop(child.stdout.take());
-    assert_eq!(child.wait().expect("ended").code(), Some(1));
+    let codes: Vec<_> = (0..20)
+        .map(|_| {
+            let mut command = room.command(&["inspect", &layout]);
+            let mut child = command.stdout(Stdio::piped()).spawn().expect("started");
+            drop(child.stdout.take());
+            child.wait().expect("ended").code()
+        })
+        .collect();
+    // Another test's child has our end of the pipe between its fork and its exec: then it is read.
+    assert!(codes.iter().all(|code| matches!(code, Some(0 | 1))), "{codes:?}");
+    assert!(codes.contains(&Some(1)), "{codes:?}");
 }
 
 #[test]
