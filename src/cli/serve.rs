@@ -365,7 +365,11 @@ fn layer_status(open: &OpenImage, layer: &Layer, how: Option<How>) -> LayerStatu
     let size = super::units::size(layer.blob.size);
     let began = how.map_or("fetched whole when it is read".to_owned(), |how| how.describe(&size));
     let (resident, how) = match open.store.progress(&layer.blob) {
-        Some(Progress { outcome: Some(Ok(())), resident, .. }) => (resident, "local".to_owned()),
+        Some(Progress { outcome: Some(Ok(())), resident, .. }) => {
+            let is_local = !open.store.is_partly_kept(&layer.blob);
+            let how = if is_local { "local" } else { "proved; what the cache lacks comes again" };
+            (resident, how.to_owned())
+        }
         Some(Progress { outcome: Some(Err(error)), resident, .. }) => (resident, error.to_string()),
         Some(Progress { resident, .. }) => (resident, "streaming".to_owned()),
         None if how == Some(How::Local) => (layer.blob.size, began),

@@ -237,7 +237,7 @@ impl Arrival {
     }
 
     /// Bytes are missing in the file: reading them can take a request.
-    fn overflow(&self) -> Option<&Arc<Overflow>> {
+    pub(super) fn overflow(&self) -> Option<&Arc<Overflow>> {
         self.overflow.as_ref().filter(|overflow| overflow.is_on())
     }
 
@@ -250,7 +250,13 @@ impl Arrival {
         if self.is_used.swap(false, Ordering::Relaxed) {
             super::cache::note_used(file);
         }
-        file.metadata().is_ok_and(|meta| meta.nlink() == 0)
+        let is_removed = file.metadata().is_ok_and(|meta| meta.nlink() == 0);
+        if is_removed && self.overflow().is_some() {
+            // Its digests of pieces are worth a whole stream: only the bytes go.
+            let _ = file.set_len(0);
+            return false;
+        }
+        is_removed
     }
 
     /// As [`Arrival::read_proved`], if all bytes are in the file.

@@ -213,6 +213,12 @@ impl Store {
         matches!(arrival.progress().outcome, Some(Ok(()))).then_some(arrival)
     }
 
+    /// Bytes of a blob that this store has brought found no place in the cache.
+    pub fn is_partly_kept(&self, blob: &Blob) -> bool {
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        arrivals.get(&blob.digest).is_some_and(|a| a.overflow().is_some())
+    }
+
     /// How far a blob is that this store is bringing, or has brought.
     pub fn progress(&self, blob: &Blob) -> Option<Progress> {
         let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
