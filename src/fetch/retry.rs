@@ -57,6 +57,8 @@ struct Probation {
     until: Instant,
     /// How long the first byte of the next answer may take.
     probe: Duration,
+    /// How it failed: a probe is too short to tell.
+    kind: ErrorKind,
 }
 
 /// How often the same bytes were tried.
@@ -107,7 +109,7 @@ impl Retry {
             failed: 0,
         };
         let body = match self.conduct.probe() {
-            Some(probe) => self.read_once(blob, range, deadline, probe).await?,
+            Some(probation) => self.read_once(blob, range, deadline, probation).await?,
             None => match self.inner.read(blob, range, deadline).await {
                 Ok(body) => body,
                 Err(error) => {
@@ -127,7 +129,7 @@ impl Retry {
         blob: &Blob,
         range: ByteRange,
         deadline: Deadline,
-        probe: Duration,
+        Probation { probe, kind, .. }: Probation,
     ) -> Result<Body> {
         let begin = async {
             let mut rest = self.inner.read(blob, range, deadline).await?;
@@ -136,7 +138,7 @@ impl Retry {
         };
         let read = tokio::time::timeout(probe, begin).await.unwrap_or_else(|_| {
             let message = format!("{}: no answer within {probe:?}", self.inner.name());
-            Err(Error::new(ErrorKind::DeadlinePassed, message))
+            Err(Error::new(kind, message))
         });
         self.conduct.probed(read.as_ref().err());
         read.map_err(|error| error.context("asked once, because it failed a moment ago"))
@@ -148,9 +150,9 @@ impl Conduct {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long an answer may take; `None`: the source is not on probation.
-    fn probe(&self) -> Option<Duration> {
-        self.lock().filter(|probation| Instant::now() < probation.until).map(|p| p.probe)
+    /// What the next attempt may take; `None`: the source is not on probation.
+    fn probe(&self) -> Option<Probation> {
+        self.lock().filter(|probation| Instant::now() < probation.until)
     }
 
     /// Everything was tried since `began`.
@@ -159,7 +161,7 @@ impl Conduct {
         let mut probation = self.lock();
         if error.is_trouble() && probation.is_none_or(|probation| probation.until <= now) {
             let until = now + (now - began).max(PROBATION_MIN);
-            *probation = Some(Probation { until, probe: PROBE_FIRST });
+            *probation = Some(Probation { until, probe: PROBE_FIRST, kind: error.kind });
         }
     }
 
