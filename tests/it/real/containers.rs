@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -132,13 +133,15 @@ fn a_command_that_cannot_be_started_is_told_as_shells_do() {
 
 /// A `layoutfs run` of a script that has printed "started".
 struct Running {
+    /// Its directories live as long as somebody holds it.
+    _debian: Arc<Debian>,
     child: Child,
     out: PathBuf,
     temporary: PathBuf,
 }
 
 impl Running {
-    fn start(debian: &Debian, script: &str) -> Self {
+    fn start(debian: &Arc<Debian>, script: &str) -> Self {
         let image = debian.sparse("v1");
         let temporary = debian.new_dir("tmp");
         let [out, err] = ["stdout", "stderr"].map(|name| debian.new_dir("out").join(name));
@@ -153,7 +156,7 @@ impl Running {
             assert!(started.elapsed() < LIMIT && child.try_wait().unwrap().is_none(), "{said}");
             std::thread::sleep(Duration::from_millis(5));
         }
-        Running { child, out, temporary }
+        Running { _debian: debian.clone(), child, out, temporary }
     }
 
     fn send(&self, signal: Signal) {
