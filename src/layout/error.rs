@@ -71,6 +71,16 @@ pub enum Error {
     #[error("saved index: {0}")]
     SavedIndex(String),
 
+    /// A table of contents of somebody else's that cannot be used. Not fatal: the layer is read
+    /// from its beginning instead.
+    #[error("{format} table of contents: {reason}")]
+    ForeignIndex {
+        /// The format, as people call it.
+        format: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+
     /// A named limit was exceeded.
     #[error("{what} exceeds the limit of {limit}")]
     Limit {
