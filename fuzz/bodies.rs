@@ -9,8 +9,9 @@ use layoutfs::layout::buildpacks::{Extension, PlatformApi, RunImage};
 use layoutfs::layout::entry::Entry;
 use layoutfs::layout::error::{Error, Result};
 use layoutfs::layout::image_argument::ImageArgument;
-use layoutfs::layout::index::scan::{ScannedLayer, Scanner};
-use layoutfs::layout::index::{LayerIndex, check, saved};
+use layoutfs::layout::index::scan::Scanner;
+use layoutfs::layout::index::spans::SpanBuilder;
+use layoutfs::layout::index::{LayerIndex, Proof, check, saved};
 use layoutfs::layout::oci::finalize::{self, Configs};
 use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
 use layoutfs::layout::reference::Reference;
@@ -66,12 +67,14 @@ fn parse<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Entry>> {
 }
 
 fn index_of(entries: Vec<Entry>, tar_size: u64) -> LayerIndex {
-    use layoutfs::layout::index::{Codec, Span};
+    use layoutfs::layout::index::{Codec, Origin, Span};
     use layoutfs::layout::range::ByteRange;
     let whole = ByteRange::new(0, tar_size);
-    let span = Span { blob: whole, tar: whole, codec: Codec::Stored, sha256: [0; 32] };
+    let proof = Proof::Stored([0; 32]);
+    let span = Span { blob: whole, tar: whole, skip: 0, codec: Codec::Stored, proof };
     let spans = if tar_size == 0 { vec![] } else { vec![span] };
-    LayerIndex { diff_id: Digest::sha256_of(b""), tar_size, entries, spans }
+    let (origin, diff_id, windows) = (Origin::OnePass, Digest::sha256_of(b""), Vec::new());
+    LayerIndex { origin, diff_id, tar_size, entries, spans, windows }
 }
 
 /// A layer does not depend on how its blob arrives; its spans decode alone to the same bytes; its
@@ -81,21 +84,21 @@ pub fn scan(bytes: &[u8]) {
     let whole = scan_pieces([blob].into_iter());
     let pieces = scan_pieces(blob.chunks(size));
     assert_eq!(whole.is_ok(), pieces.is_ok(), "{:?} {:?}", whole.err(), pieces.err());
-    let Ok((layer, tar)) = whole else { return };
-    assert_eq!(pieces.as_ref(), Ok(&(layer.clone(), tar.clone())));
-    for span in &layer.spans {
+    let Ok((index, tar)) = whole else { return };
+    assert_eq!(pieces.as_ref(), Ok(&(index.clone(), tar.clone())));
+    for span in &index.spans {
         let part = &blob[span.blob.start as usize..span.blob.end as usize];
         let content = &tar[span.tar.start as usize..span.tar.end as usize];
-        let decoded = codec::decode_span(span.codec, part, span.tar.len());
-        assert_eq!(decoded.as_deref(), Ok(content));
+        let window = index.window(span).expect("windows of ours");
+        assert_eq!(codec::decode_span(span, &window, part).as_deref(), Ok(content));
+        assert_eq!(span.proof, Proof::Stored(sha256(part)));
     }
-    let index = layer.into_index(Digest::sha256_of(&tar));
     let saved = saved::encode(&index).expect("a scanned layer keeps the rules");
     assert_eq!(saved::decode(&saved), Ok(index));
 }
 
-fn scan_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(ScannedLayer, Vec<u8>)> {
-    let (mut scanner, mut tar) = (Scanner::new(), Vec::new());
+fn scan_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(LayerIndex, Vec<u8>)> {
+    let (mut scanner, mut spans, mut tar) = (Scanner::new(), SpanBuilder::default(), Vec::new());
     let mut sink = |bytes: &[u8]| {
         if (tar.len() + bytes.len()) as u64 > SCAN_BYTES_MAX {
             return Err(Error::Limit { what: "fuzzed layer".into(), limit: SCAN_BYTES_MAX });
@@ -105,25 +108,32 @@ fn scan_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(ScannedLay
     };
     for piece in pieces {
         scanner.push(piece, &mut sink)?;
+        spans.push(piece, scanner.take_starts());
     }
     let layer = scanner.finish(&mut sink)?;
-    Ok((layer, tar))
+    Ok((layer.into_index(Digest::sha256_of(&tar), spans), tar))
 }
 
-/// A saved index is refused, or it keeps the rules and survives being saved again. The checksum is
-/// made right first: a fuzzer would never get past it.
+/// A saved index is refused, or it keeps the rules and survives being saved again. What a fuzzer
+/// would never get past is done for it: the checksum is made right, and tables are compressed.
 pub fn saved_index(bytes: &[u8]) {
-    let sealed = match bytes.len().checked_sub(32) {
-        Some(body) => [&bytes[..body], &sha256(&bytes[..body])].concat(),
-        None => bytes.to_vec(),
-    };
-    for bytes in [bytes, &sealed] {
-        let Ok(index) = saved::decode(bytes) else { continue };
+    let seal = |body: &[u8]| [body, &sha256(body)].concat();
+    let sealed = bytes.len().checked_sub(32).map(|body| seal(&bytes[..body]));
+    let packed = bytes.split_at_checked(SAVED_COUNTS).map(|(head, plain)| {
+        let tables = zstd::bulk::compress(plain, 1).expect("it compresses");
+        let sizes = [tables.len() as u64, 0].map(u64::to_le_bytes).concat();
+        seal(&[head, &sizes, &tables].concat())
+    });
+    for bytes in [Some(bytes.to_vec()), sealed, packed].into_iter().flatten() {
+        let Ok(index) = saved::decode(&bytes) else { continue };
         assert_eq!(check(&index), Ok(()));
         let again = saved::encode(&index).expect("a decoded index keeps the rules");
         assert_eq!(saved::decode(&again), Ok(index));
     }
 }
+
+/// Where the counts of a saved index end, and the sizes of its tables and windows follow.
+const SAVED_COUNTS: usize = 8 + 4 + 4 + 64 + 8 + 8 + 6 * 8;
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {
     match Digest::sha256_of(bytes) {

@@ -1,9 +1,9 @@
 //! First contact with an unindexed layer: one pass over its blob that proves it and indexes it.
 //!
 //! Three threads a layer, connected by bounded queues: the arrival fetches, hashes and writes the
-//! blob; this module inflates and scans what is resident; a third thread hashes the uncompressed
-//! tar and, for a layer that cannot seek, writes it to a decoded file. Nothing is published before
-//! both the blob's digest and the DiffID were found right.
+//! blob; this module inflates and scans what is resident; a third thread makes the spans, hashes the
+//! uncompressed tar and, for a layer that cannot seek, writes it to a decoded file. Nothing is
+//! published before both the blob's digest and the DiffID were found right.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -18,8 +18,10 @@ use super::decoded::{Decoded, Summing, Sums};
 use super::error::{Error, ErrorKind, Result};
 use super::store::{self, Store};
 use crate::layout::Digest;
+use crate::layout::codec::Start;
 use crate::layout::digest::Hasher;
 use crate::layout::index::scan::{ScannedLayer, Scanner};
+use crate::layout::index::spans::SpanBuilder;
 use crate::layout::index::{LayerIndex, SPAN_DECODED_BYTES_MAX, is_seekable};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
@@ -95,8 +97,8 @@ fn scan_arrival(
     drop(sink);
     let hashed = hashing.join().map_err(|_| Error::new(ErrorKind::Local, "a thread panicked"))?;
     proved.map_err(named)?;
-    let mut scanned = scanned.map_err(named)?;
-    let (diff_id, decoded) = hashed;
+    let scanned = scanned.map_err(named)?;
+    let Hashed { diff_id, spans, decoded } = hashed;
     if diff_id != layer.diff_id {
         let message = format!(
             "layer {}: DiffID mismatch: the image configuration says {}, the layer has {diff_id}; \
@@ -105,8 +107,8 @@ fn scan_arrival(
         );
         return Err(Error::new(ErrorKind::DigestMismatch, message));
     }
-    hash_spans(&mut scanned, arrival)?;
-    let index = scanned.into_index(diff_id);
+    // The digests of its spans are of the bytes that were decoded: those that the DiffID proved.
+    let index = scanned.into_index(diff_id, spans);
     match store.cache().save_index(&layer.blob.digest, &index) {
         Ok(()) => {}
         // This mount has it in memory; the next one makes it anew.
@@ -151,6 +153,7 @@ fn scan(
             sink.take(piece);
             Ok::<(), Error>(())
         })?;
+        sink.take_blob(bytes, scanner.take_starts());
         sink.decide(scanner.can_seek());
         at = range.end;
         if let Some(follower) = &follower {
@@ -163,46 +166,12 @@ fn scan(
     })
 }
 
-/// Digests of the stored bytes of every span, from the proved file. (One span: the blob's.) The
-/// file is read anew, so it is proved anew: what the digests of spans vouch for is for good.
-fn hash_spans(scanned: &mut ScannedLayer, arrival: &Arrival) -> Result<()> {
-    if let Digest::Sha256(whole) = arrival.blob.digest
-        && scanned.set_whole_sha256(whole)
-    {
-        return Ok(());
-    }
-    let hasher = arrival.blob.digest.hasher();
-    let mut blob = Rereading { arrival, at: 0, hasher };
-    let buffered = std::io::BufReader::with_capacity(READ_BYTES as usize, &mut blob);
-    scanned.hash_spans(buffered).map_err(|e| Error::local("cannot read a proved blob", &e))?;
-    let rest = std::io::copy(&mut blob, &mut std::io::sink());
-    rest.map_err(|e| Error::local("cannot read a proved blob", &e))?;
-    Ok(arrival.blob.digest.compare(blob.hasher)?)
-}
-
-/// Reads a blob from its start, and hashes what it reads.
-struct Rereading<'a> {
-    arrival: &'a Arrival,
-    at: u64,
-    hasher: Hasher,
-}
-
-impl std::io::Read for Rereading<'_> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let left = self.arrival.blob.size - self.at;
-        let range = ByteRange::at(self.at, left.min(out.len() as u64));
-        let bytes = self.arrival.read_unproved(range).map_err(std::io::Error::other)?;
-        out[..bytes.len()].copy_from_slice(&bytes);
-        self.hasher.update(&bytes);
-        self.at = range.end;
-        Ok(bytes.len())
-    }
-}
-
-/// A decoded piece for the hashing thread.
-struct Piece {
-    bytes: Bytes,
-    write: bool,
+/// What the hashing thread is given, each kind in order.
+enum Piece {
+    /// Bytes of the uncompressed layer; whether they are worth a file.
+    Decoded { bytes: Bytes, write: bool },
+    /// Bytes of the blob, and the starts in them.
+    Blob { bytes: Bytes, starts: Vec<Start> },
 }
 
 /// Passes decoded pieces on, and finds out whether they are worth a file: if the first
@@ -245,9 +214,13 @@ impl Sink {
         }
     }
 
+    fn take_blob(&self, bytes: Bytes, starts: Vec<Start>) {
+        let _ = self.pieces.send(Piece::Blob { bytes, starts });
+    }
+
     /// A hashing thread that is gone has an error to tell; nothing more can be done here.
     fn send(&self, bytes: Bytes, write: bool) {
-        let _ = self.pieces.send(Piece { bytes, write });
+        let _ = self.pieces.send(Piece::Decoded { bytes, write });
     }
 }
 
@@ -259,17 +232,28 @@ impl Drop for Sink {
     }
 }
 
-/// The DiffID, and the file of those pieces that were to be written.
-type Hashed = (Digest, Option<(tempfile::NamedTempFile, Sums)>);
+/// What the hashing thread made of its pieces.
+struct Hashed {
+    diff_id: Digest,
+    spans: SpanBuilder,
+    /// The file of those pieces that were to be written.
+    decoded: Option<(tempfile::NamedTempFile, Sums)>,
+}
 
 fn hash_and_write(cache: &Cache, mut hasher: Hasher, queue: &Receiver<Piece>) -> Hashed {
     let mut writing = Some(DecodedFile::default());
+    let mut spans = SpanBuilder::default();
     for piece in queue {
-        hasher.update(&piece.bytes);
-        if piece.write
-            && let Some(file) = &mut writing
-        {
-            match file.write(cache, &piece.bytes) {
+        let (bytes, write) = match piece {
+            Piece::Decoded { bytes, write } => (bytes, write),
+            Piece::Blob { bytes, starts } => {
+                spans.push(&bytes, starts);
+                continue;
+            }
+        };
+        hasher.update(&bytes);
+        if write && let Some(file) = &mut writing {
+            match file.write(cache, &bytes) {
                 Ok(true) => {}
                 Ok(false) => writing = None,
                 Err(error) => {
@@ -279,8 +263,8 @@ fn hash_and_write(cache: &Cache, mut hasher: Hasher, queue: &Receiver<Piece>) ->
             }
         }
     }
-    let file = writing.and_then(|w| w.file.map(|file| (file, w.summing.finish())));
-    (hasher.finish(), file)
+    let decoded = writing.and_then(|w| w.file.map(|file| (file, w.summing.finish())));
+    Hashed { diff_id: hasher.finish(), spans, decoded }
 }
 
 /// A decoded layer while it is written.

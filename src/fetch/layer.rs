@@ -19,9 +19,9 @@ use super::rolling::Rolling;
 use super::store::{self, Store};
 use super::{Deadline, Distrust, first_pass, hedge};
 use crate::layout::index::{LayerIndex, Span, is_seekable};
+use crate::layout::plan;
 use crate::layout::range::{ByteRange, RangeSet};
 use crate::layout::tree::Layer;
-use crate::layout::{Digest, plan};
 
 /// Bytes between two spans that are fetched along rather than asked for separately.
 const GAP_BYTES: u64 = 256 << 10;
@@ -60,7 +60,12 @@ impl LayerReader {
         };
         Ok(LayerReader {
             seekable,
-            index: LayerIndex { entries: Vec::new(), spans: index.spans.clone(), ..*index },
+            index: LayerIndex {
+                entries: Vec::new(),
+                spans: index.spans.clone(),
+                windows: index.windows.clone(),
+                ..*index
+            },
             decoded: RwLock::new(decoded.map(Arc::new)),
             rolling: OnceLock::new(),
             decoding: Flights::default(),
@@ -246,46 +251,44 @@ impl LayerReader {
                 None => missing.push(i),
             }
         }
-        for (i, bytes) in self.stored_spans(&missing, deadline).await? {
-            let span = self.index.spans[i].clone();
-            let plain = blocking(move || bytes.decode(&span)).await?;
-            self.store.spans.put(key(i), plain.clone());
-            decoded.push((i, plain));
+        for (i, bytes) in self.missing_spans(&missing, deadline).await? {
+            self.store.spans.put(key(i), bytes.clone());
+            decoded.push((i, bytes));
         }
         Ok(decoded)
     }
 
-    /// The proved stored bytes of the spans `wanted`: local ones first, the rest in few requests.
-    async fn stored_spans(
+    /// The spans `wanted`: local ones first, the rest in few requests.
+    async fn missing_spans(
         self: &Arc<Self>,
         wanted: &[usize],
         deadline: Deadline,
     ) -> Result<Vec<(usize, Proved)>> {
-        let mut stored = Vec::new();
+        let mut decoded = Vec::new();
         let mut missing = Vec::new();
         for &i in wanted {
             let reader = self.clone();
             match blocking(move || reader.local_span(i)).await? {
-                Some(bytes) => stored.push((i, bytes)),
+                Some(bytes) => decoded.push((i, bytes)),
                 None => missing.push(i),
             }
         }
         for _ in 0..store::ATTEMPTS_MAX {
             if missing.is_empty() {
-                return Ok(stored);
+                return Ok(decoded);
             }
-            missing = self.fetch_spans(&missing, &mut stored, deadline).await?;
+            missing = self.fetch_spans(&missing, &mut decoded, deadline).await?;
         }
         let message = format!("layer {}: other wrong bytes each time", self.layer.blob.digest);
         Err(Error::new(ErrorKind::DigestMismatch, message))
     }
 
-    /// Fetches the spans `wanted`, and puts them into `stored` once they are proved. Gives those
+    /// Fetches the spans `wanted`, and puts them into `decoded` once they are proved. Gives those
     /// that were wrong and are worth another attempt, because another source is asked then.
     async fn fetch_spans(
         self: &Arc<Self>,
         wanted: &[usize],
-        stored: &mut Vec<(usize, Proved)>,
+        decoded: &mut Vec<(usize, Proved)>,
         deadline: Deadline,
     ) -> Result<Vec<usize>> {
         let blob = &self.layer.blob;
@@ -304,8 +307,15 @@ impl LayerReader {
         let mut wrong = Vec::new();
         for &i in wanted {
             let span = &self.index.spans[i];
-            let bytes = match self.prove(span, assemble(span.blob, &pieces)) {
-                Ok(bytes) => bytes,
+            let (reader, stored) = (self.clone(), assemble(span.blob, &pieces));
+            let opened = blocking(move || {
+                let decoded = reader.open(i, stored.clone())?;
+                reader.keep(reader.index.spans[i].blob, &stored);
+                Ok(decoded)
+            });
+            match opened.await {
+                Ok(bytes) => decoded.push((i, bytes)),
+                Err(error) if error.kind != ErrorKind::DigestMismatch => return Err(error),
                 Err(error) => {
                     if !source.distrust(blob, span.blob, Distrust::Wrong) {
                         let error = error.context(source.name());
@@ -313,24 +323,20 @@ impl LayerReader {
                     }
                     tracing::warn!(%error, "trying a span once more");
                     wrong.push(i);
-                    continue;
                 }
-            };
-            let (reader, range, kept) = (self.clone(), span.blob, bytes.clone());
-            blocking(move || {
-                reader.keep(range, &kept);
-                Ok(())
-            })
-            .await?;
-            stored.push((i, bytes));
+            }
         }
         Ok(wrong)
     }
 
-    fn prove(&self, span: &Span, bytes: Bytes) -> Result<Proved> {
-        Proved::check(&Digest::Sha256(span.sha256), bytes).map_err(|e| {
-            e.context(format!("layer {}, bytes {}", self.layer.blob.digest, span.blob))
-        })
+    /// What span `i` decodes to, whose bytes of the blob are `stored`.
+    fn open(&self, i: usize, stored: Bytes) -> Result<Proved> {
+        let span = &self.index.spans[i];
+        let named =
+            |e: Error| e.context(format!("layer {}, bytes {}", self.layer.blob.digest, span.blob));
+        let window = self.index.window(span);
+        let window = window.map_err(|e| named(Error::new(ErrorKind::Invalid, e)))?;
+        Proved::decode(span, &window, stored).map_err(named)
     }
 
     /// The span from a local file, if it is there and right. Wrong or unreadable bytes are named in
@@ -345,7 +351,7 @@ impl LayerReader {
             None => self.resident_span(span),
         };
         let checked = local.and_then(|bytes| match bytes {
-            Some(bytes) => self.prove(span, bytes.into()).map(Some),
+            Some(bytes) => self.open(i, bytes.into()).map(Some),
             None => Ok(None),
         });
         match checked {
@@ -378,8 +384,9 @@ impl LayerReader {
         }
     }
 
-    /// Keeps proved bytes on disk. Failing to is no reason to fail the read.
-    fn keep(&self, range: ByteRange, bytes: &Proved) {
+    /// Keeps bytes on disk that were proved, in the blob or decoded. Failing to is no reason to fail
+    /// the read.
+    fn keep(&self, range: ByteRange, bytes: &Bytes) {
         let cache = self.store.cache();
         let mut kept_in = self.part.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(part) = &mut *kept_in else { return };

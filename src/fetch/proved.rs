@@ -9,8 +9,8 @@ use std::ops::{Deref, Range};
 
 use bytes::{Bytes, BytesMut};
 
-use super::error::Result;
-use crate::layout::index::Span;
+use super::error::{Error, ErrorKind, Result};
+use crate::layout::index::{Proof, Span};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Content;
 use crate::layout::{Digest, codec};
@@ -43,12 +43,26 @@ impl Proved {
         Some(Proved(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default())))
     }
 
-    /// These are the stored bytes of `span`: what they decode to.
+    /// What `stored`, the bytes of `span`, decode to; `window` is the output in front of it.
     ///
     /// # Errors
-    /// They cannot be decoded, or not to as many bytes as the span says.
-    pub fn decode(&self, span: &Span) -> Result<Self> {
-        Ok(Proved(codec::decode_span(span.codec, &self.0, span.tar.len())?.into()))
+    /// [`ErrorKind::DigestMismatch`](super::ErrorKind::DigestMismatch): they are not what the span's
+    /// proof says. They are, and cannot be decoded, or not to as many bytes as the span says.
+    pub fn decode(span: &Span, window: &[u8], stored: Bytes) -> Result<Self> {
+        match span.proof {
+            Proof::Stored(sha256) => {
+                let stored = Proved::check(&Digest::Sha256(sha256), stored)?;
+                Ok(Proved(codec::decode_span(span, window, &stored)?.into()))
+            }
+            Proof::Decoded(sha256) => {
+                let decoded = codec::decode_span(span, window, &stored);
+                // What does not even decode is not what the digest is of.
+                let decoded = decoded.map_err(|e| {
+                    Error::new(ErrorKind::DigestMismatch, format!("wrong bytes: {e}"))
+                })?;
+                Proved::check(&Digest::Sha256(sha256), decoded.into())
+            }
+        }
     }
 }
 
@@ -68,7 +82,7 @@ impl ProvedDecoder {
     ) -> Result<()> {
         self.0.push(stored, &mut |decoded| match decoded {
             codec::Decoded::Bytes(bytes) => sink(Proved(Bytes::copy_from_slice(bytes))),
-            codec::Decoded::Start { .. } => Ok(()),
+            codec::Decoded::Start(_) => Ok(()),
         })
     }
 }

@@ -2,18 +2,20 @@
 //!
 //! The first bytes say which codec it is, not the media type: plain tars are stored under `+gzip`.
 //! Members of gzip (RFC 1952) and frames of zstd (RFC 8878) may follow each other; each begins
-//! anew, so that its start is a place to cut the blob at.
+//! anew, so that its start is a place to cut the blob at. Where members are long, a place between
+//! two blocks of one is, too, together with the output in front of it.
 //!
 //! Checks are left to digests: gzip's CRC and length fields are skipped. Zero bytes behind the last
 //! gzip member are padding, anything else there is an error.
 
 mod gzip;
+pub mod inflate;
 #[cfg(test)]
 mod tests;
 mod zstd;
 
 use super::error::{Error, Result};
-use super::index::Codec;
+use super::index::{Codec, Span};
 use gzip::GzipStream;
 use zstd::ZstdStream;
 
@@ -31,13 +33,28 @@ const SPAN_RESERVE_BYTES_MAX: u64 = 16 << 20;
 pub enum Decoded<'a> {
     /// The next bytes of the uncompressed layer.
     Bytes(&'a [u8]),
-    /// A gzip member or zstd frame begins here; the first one, too.
-    Start {
-        /// Position in the blob.
-        blob: u64,
-        /// Position in the uncompressed layer.
-        tar: u64,
-    },
+    /// Decoding can start here.
+    Start(Start),
+}
+
+/// A place where decoding can start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Position in the blob of the first byte that is needed.
+    pub blob: u64,
+    /// Position in the uncompressed layer.
+    pub tar: u64,
+    /// `None`: a gzip member or zstd frame begins here, or the blob.
+    pub within: Option<Within>,
+}
+
+/// What it takes to start between two blocks of a gzip member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Within {
+    /// How many of the highest bits of the first byte come behind the place; 0: all of it does.
+    pub bits: u8,
+    /// The output in front of the place, at most [`inflate::WINDOW_BYTES_MAX`].
+    pub window: Vec<u8>,
 }
 
 /// Decodes a blob that arrives in pieces of any size.
@@ -49,6 +66,11 @@ pub struct Decoder {
     blob: u64,
     /// Bytes of the uncompressed layer so far.
     tar: u64,
+    /// How many uncompressed bytes there should be between two starts; `None`: the starts of members
+    /// and frames are told, and all of them.
+    spacing: Option<u64>,
+    /// The last start that was told: position in the uncompressed layer.
+    started: Option<u64>,
     output: Box<[u8]>,
 }
 
@@ -67,8 +89,17 @@ struct Step {
     consumed: usize,
     /// Bytes of output.
     produced: usize,
-    /// A member or frame begins at the first byte of input.
-    starts: bool,
+    /// Where it stands behind those.
+    boundary: Option<Boundary>,
+}
+
+/// A place where decoding can start.
+#[derive(Debug, Clone, Copy)]
+enum Boundary {
+    /// A member or frame.
+    Start,
+    /// Between two blocks, with so many bits of the last byte left.
+    Within { bits: u8 },
 }
 
 impl Default for Decoder {
@@ -83,8 +114,15 @@ impl Decoder {
         Self::with(Stream::Unknown(Vec::with_capacity(MAGIC_BYTES)))
     }
 
+    /// The same, telling starts that are about `spacing` uncompressed bytes apart: those of members
+    /// and frames at half of it or more, and places between blocks at all of it or more.
+    pub fn with_starts(spacing: u64) -> Self {
+        Decoder { spacing: Some(spacing), ..Self::new() }
+    }
+
     fn with(stream: Stream) -> Self {
-        Decoder { stream, blob: 0, tar: 0, output: vec![0; OUTPUT_BYTES].into() }
+        let output = vec![0; OUTPUT_BYTES].into();
+        Decoder { stream, blob: 0, tar: 0, spacing: None, started: None, output }
     }
 
     /// The codec, once the first four bytes are known.
@@ -156,32 +194,88 @@ impl Decoder {
         sink: &mut dyn FnMut(Decoded<'_>) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         if matches!(self.stream, Stream::Stored) {
-            self.blob += input.len() as u64;
-            self.tar += input.len() as u64;
-            return if input.is_empty() { Ok(()) } else { sink(Decoded::Bytes(input)) };
+            return self.pass_on(input, sink);
         }
         loop {
+            let (limit, to_boundary) = self.reach();
+            let output = &mut self.output[..limit];
             let step = match &mut self.stream {
                 Stream::Unknown(_) | Stream::Stored => return Ok(()),
-                Stream::Gzip(gzip) => gzip.step(self.blob, input, &mut self.output)?,
-                Stream::Zstd(zstd) => zstd.step(self.blob, input, &mut self.output)?,
+                Stream::Gzip(gzip) => gzip.step(self.blob, input, output, to_boundary)?,
+                Stream::Zstd(zstd) => zstd.step(self.blob, input, output)?,
             };
-            if step.starts {
-                sink(Decoded::Start { blob: self.blob, tar: self.tar })?;
-            }
             self.blob += step.consumed as u64;
             self.tar += step.produced as u64;
             input = &input[step.consumed..];
             if step.produced > 0 {
                 sink(Decoded::Bytes(&self.output[..step.produced]))?;
             }
-            let more_output = step.produced == self.output.len();
+            if let Some(start) = step.boundary.and_then(|boundary| self.start(boundary)) {
+                self.started = Some(start.tar);
+                sink(Decoded::Start(start))?;
+            }
+            let more_output = step.produced == limit;
             if input.is_empty() && !more_output {
                 return Ok(());
             }
-            if step.consumed == 0 && step.produced == 0 && !step.starts {
+            if step.consumed == 0 && step.produced == 0 && step.boundary.is_none() {
                 return Err(Error::codec(self.blob, "the decoder does not advance").into());
             }
+        }
+    }
+
+    /// How much output the next step may give, and whether it ends at the next place between two
+    /// blocks. From one byte in front of where a start is due, which makes the places independent of
+    /// the pieces that the blob comes in: whether a step that is full has gone past a place depends
+    /// on its input.
+    fn reach(&self) -> (usize, bool) {
+        let Some(spacing) = self.spacing else { return (OUTPUT_BYTES, false) };
+        let passed = self.tar - self.started.unwrap_or_default();
+        match spacing.saturating_sub(passed + 1) {
+            0 => (OUTPUT_BYTES, true),
+            left => (left.min(OUTPUT_BYTES as u64) as usize, false),
+        }
+    }
+
+    /// Stored bytes: what goes in comes out, and may be cut anywhere.
+    fn pass_on<E: From<Error>>(
+        &mut self,
+        mut input: &[u8],
+        sink: &mut dyn FnMut(Decoded<'_>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        while !input.is_empty() {
+            let passed = self.started.map(|started| self.tar - started);
+            let left = match (self.spacing, passed) {
+                (None, _) => u64::MAX,
+                (Some(spacing), Some(passed)) if passed < spacing => spacing - passed,
+                (Some(spacing), _) => {
+                    self.started = Some(self.tar);
+                    sink(Decoded::Start(Start { blob: self.blob, tar: self.tar, within: None }))?;
+                    spacing
+                }
+            };
+            let (now, later) = input.split_at(left.min(input.len() as u64) as usize);
+            self.blob += now.len() as u64;
+            self.tar += now.len() as u64;
+            sink(Decoded::Bytes(now))?;
+            input = later;
+        }
+        Ok(())
+    }
+
+    /// What to tell of a place where decoding can start, if it is far enough from the last one.
+    fn start(&mut self, boundary: Boundary) -> Option<Start> {
+        let passed = self.started.map(|started| self.tar - started);
+        let far = |least| passed.is_none_or(|passed| passed >= least);
+        let spacing = self.spacing.unwrap_or_default();
+        let (blob, tar) = (self.blob, self.tar);
+        match (boundary, &mut self.stream) {
+            (Boundary::Start, _) => far(spacing / 2).then_some(Start { blob, tar, within: None }),
+            (Boundary::Within { bits }, Stream::Gzip(gzip)) if far(spacing) => {
+                let within = Some(Within { bits, window: gzip.window() });
+                Some(Start { blob: blob - u64::from(bits > 0), tar, within })
+            }
+            (Boundary::Within { .. }, _) => None,
         }
     }
 }
@@ -190,7 +284,7 @@ impl Stream {
     fn of(codec: Codec) -> Result<Self> {
         Ok(match codec {
             Codec::Stored => Stream::Stored,
-            Codec::Gzip => Stream::Gzip(GzipStream::new()),
+            Codec::Gzip | Codec::Deflate(_) => Stream::Gzip(GzipStream::new()?),
             Codec::Zstd => Stream::Zstd(ZstdStream::new()?),
         })
     }
@@ -207,37 +301,74 @@ pub fn detect(head: &[u8]) -> Codec {
     }
 }
 
-/// Decodes a span: `bytes` are exactly its part of the blob.
+/// Decodes a span: `bytes` are its part of the blob, `window` is the output in front of it if its
+/// codec is [`Codec::Deflate`] (else ignored).
 ///
 /// # Errors
-/// [`Error::Codec`] when it does not decode, or not to exactly `expected_bytes`. Positions are
+/// [`Error::Codec`] when it does not decode, or to fewer bytes than it should. Positions are
 /// relative to the span.
-pub fn decode_span(codec: Codec, bytes: &[u8], expected_bytes: u64) -> Result<Vec<u8>> {
-    let wrong_size = |got: &str| {
-        Error::codec(0, format!("the span decodes to {got} bytes, expected {expected_bytes}"))
-    };
-    if codec == Codec::Stored {
-        if bytes.len() as u64 != expected_bytes {
-            return Err(wrong_size(&bytes.len().to_string()));
+pub fn decode_span(span: &Span, window: &[u8], bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut content = Content::of(span);
+    let (mut decoder, rest) = match span.codec {
+        Codec::Stored => (Decoder::with(Stream::Stored), bytes),
+        Codec::Gzip => (Decoder::with(Stream::Gzip(GzipStream::new()?)), bytes),
+        Codec::Zstd => (Decoder::with(Stream::Zstd(ZstdStream::new()?)), bytes),
+        Codec::Deflate(point) => {
+            let (byte, rest) = match (point.bits, bytes.split_first()) {
+                (0, _) => (0, bytes),
+                (_, Some((byte, rest))) => (*byte, rest),
+                (_, None) => return Err(content.too_short()),
+            };
+            let stream = GzipStream::resume(point.bits, byte, window)?;
+            (Decoder::with(Stream::Gzip(stream)), rest)
         }
-        return Ok(bytes.to_vec());
-    }
-    let reserve = expected_bytes.min(SPAN_RESERVE_BYTES_MAX) as usize;
-    let mut content: Vec<u8> = Vec::with_capacity(reserve);
-    let mut sink = |decoded: Decoded<'_>| {
-        if let Decoded::Bytes(piece) = decoded {
-            if (content.len() + piece.len()) as u64 > expected_bytes {
-                return Err(wrong_size("more"));
-            }
-            content.extend_from_slice(piece);
-        }
-        Ok(())
     };
-    let mut decoder = Decoder::with(Stream::of(codec)?);
-    decoder.push(bytes, &mut sink)?;
-    decoder.finish(&mut sink)?;
-    if content.len() as u64 != expected_bytes {
-        return Err(wrong_size(&content.len().to_string()));
+    match decoder.push(rest, &mut |decoded| content.take(decoded)) {
+        Ok(()) => Err(content.too_short()),
+        Err(Stopped::Full) => Ok(content.bytes),
+        Err(Stopped::Error(error)) => Err(error),
     }
-    Ok(content)
+}
+
+/// Why decoding stops.
+enum Stopped {
+    /// All that was wanted is there.
+    Full,
+    Error(Error),
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        Stopped::Error(error)
+    }
+}
+
+/// What a span decodes to, while it does.
+struct Content {
+    bytes: Vec<u8>,
+    skip: u64,
+    wanted: u64,
+}
+
+impl Content {
+    fn of(span: &Span) -> Self {
+        let wanted = span.tar.len();
+        let bytes = Vec::with_capacity(wanted.min(SPAN_RESERVE_BYTES_MAX) as usize);
+        Content { bytes, skip: span.skip, wanted }
+    }
+
+    fn take(&mut self, decoded: Decoded<'_>) -> std::result::Result<(), Stopped> {
+        let Decoded::Bytes(piece) = decoded else { return Ok(()) };
+        let skipped = self.skip.min(piece.len() as u64);
+        self.skip -= skipped;
+        let piece = &piece[skipped as usize..];
+        let left = self.wanted - self.bytes.len() as u64;
+        self.bytes.extend_from_slice(&piece[..left.min(piece.len() as u64) as usize]);
+        if self.bytes.len() as u64 == self.wanted { Err(Stopped::Full) } else { Ok(()) }
+    }
+
+    fn too_short(&self) -> Error {
+        let (got, wanted) = (self.bytes.len(), self.wanted);
+        Error::codec(0, format!("the span decodes to {got} bytes, expected {wanted}"))
+    }
 }

@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
     use crate::layout::digest::Digest;
-    use crate::layout::index::{Codec, Span};
+    use crate::layout::index::{Codec, Proof, Span};
 
     /// Chunks with gaps before, between and after; their bytes lie anywhere in the tar.
     fn sparse_file() -> impl Strategy<Value = (Vec<Chunk>, u64)> {
@@ -156,11 +156,12 @@ mod tests {
             let mut spans = Vec::new();
             for end in ends {
                 let tar = ByteRange::new(start, end);
-                spans.push(Span { blob: tar, tar, codec: Codec::Stored, sha256: [0; 32] });
+                let proof = Proof::Stored([0; 32]);
+                spans.push(Span { blob: tar, tar, skip: 0, codec: Codec::Stored, proof });
                 start = end;
             }
             let diff_id = Digest::sha256_of(b"");
-            let index = LayerIndex { diff_id, tar_size: start, entries: Vec::new(), spans };
+            let index = LayerIndex::plain(diff_id, start, Vec::new(), spans);
             let ranges: Vec<_> = ranges.iter().map(|(s, l)| ByteRange::at(*s, *l)).collect();
             let wanted = bytes_of(&ranges);
             let meant = |s: &Span| (s.tar.start..s.tar.end).any(|b| wanted.contains(&b));

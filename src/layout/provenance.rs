@@ -63,8 +63,7 @@ mod tests {
 
     fn names(text: &str, path: &str) -> Vec<&'static str> {
         let entries = dump::parse(text).expect("entries");
-        let index =
-            LayerIndex { diff_id: Digest::sha256_of(b""), tar_size: 0, entries, spans: Vec::new() };
+        let index = LayerIndex::plain(Digest::sha256_of(b""), 0, entries, Vec::new());
         let name = |event: &Event<'_>| match event {
             Event::Sets(_) => "sets",
             Event::Removes(_) => "removes",

@@ -41,7 +41,7 @@ fn image() -> Image {
     ImageBuilder::new()
         .layer(layer("plain"), Compression::Plain)
         .layer(layer("members"), Compression::GzipMembers(64 << 10))
-        .layer(layer("whole"), Compression::Gzip)
+        .layer(layer("whole"), Compression::Zstd)
         .build()
 }
 

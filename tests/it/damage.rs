@@ -111,7 +111,7 @@ fn image() -> Image {
             .file(&format!("{name}/big"), 0o644, big)
     };
     let compressions =
-        [Compression::Plain, Compression::Plain, Compression::Gzip, Compression::Gzip];
+        [Compression::Plain, Compression::Plain, Compression::Zstd, Compression::Zstd];
     let layers = NAMES.into_iter().zip(compressions);
     layers
         .fold(ImageBuilder::new(), |image, (name, c)| image.layer(layer(name, big(name)), c))

@@ -66,7 +66,7 @@ impl Setting {
         let layer = |name: &str| LayerBuilder::new().file(name, 0o644, content(name));
         let image = ImageBuilder::new()
             .layer(layer("spans"), Compression::GzipMembers(64 << 10))
-            .layer(layer("whole"), Compression::Gzip)
+            .layer(layer("whole"), Compression::Zstd)
             .build();
         image.push(&registry, "team/app", "v1");
         let layout = room.path().join("layout").display().to_string();

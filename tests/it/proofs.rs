@@ -17,7 +17,7 @@ const BIG_BYTES: usize = 9 << 20;
 fn setting() -> (Registry, Image, Arc<Room>, String) {
     let (registry, room) = (Registry::start(), Room::new());
     let layer = LayerBuilder::new().file("big", 0o644, generated("x", BIG_BYTES));
-    let image = ImageBuilder::new().layer(layer, Compression::Gzip).build();
+    let image = ImageBuilder::new().layer(layer, Compression::Zstd).build();
     image.push(&registry, "team/app", "v1");
     let layout = room.path().join("layout").display().to_string();
     room.layoutfs(&["sparse", &registry.reference("team/app", "v1"), "--to", &layout]);
@@ -113,7 +113,7 @@ fn a_layer_that_comes_wrong_is_not_fetched_for_every_file() {
     for i in 0..40 {
         layer = layer.file(&format!("f{i}"), 0o644, generated(&i.to_string(), 1000));
     }
-    let image = ImageBuilder::new().layer(layer, Compression::Gzip).build();
+    let image = ImageBuilder::new().layer(layer, Compression::Zstd).build();
     image.push(&registry, "team/app", "v1");
     let reference = format!("docker://{}", registry.reference("team/app", "v1"));
     room.mount(&reference, &[]).unmount();
@@ -178,8 +178,8 @@ fn a_layer_with_another_diff_id_is_refused() {
     let registry = Registry::start();
     let tar = LayerBuilder::new().file("a", 0o644, "true").tar();
     let other = LayerBuilder::new().file("a", 0o644, "else").tar();
-    let blob = Compression::Gzip.compress(&other);
-    let image = ImageBuilder::new().layer_of_blob(&tar, blob, Compression::Gzip).build();
+    let blob = Compression::Zstd.compress(&other);
+    let image = ImageBuilder::new().layer_of_blob(&tar, blob, Compression::Zstd).build();
     image.push(&registry, "team/app", "v1");
     let mnt = room.path().join("mnt").display().to_string();
     fs::create_dir(&mnt).expect("a directory");

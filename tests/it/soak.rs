@@ -43,7 +43,7 @@ fn image() -> Image {
         .layer(layer("plain", generated("plain", 3 << 20)), Compression::Plain)
         .layer(layer("members", generated("members", 3 << 20)), Compression::GzipMembers(100 << 10))
         .layer(layer("frames", generated("frames", 3 << 20)), Compression::ZstdFrames(200 << 10))
-        .layer(layer("whole", whole), Compression::Gzip)
+        .layer(layer("whole", whole), Compression::Zstd)
         .build()
 }
 

@@ -1,8 +1,7 @@
 //! gzip members (RFC 1952) around raw deflate, in pieces of any size.
 
-use flate2::{Decompress, FlushDecompress, Status};
-
-use super::Step;
+use super::inflate::{At, Inflate};
+use super::{Boundary, Step};
 use crate::layout::error::{Error, Result};
 
 const FLAG_HEADER_CRC: u8 = 1 << 1;
@@ -17,7 +16,7 @@ const TRAILER_BYTES: usize = 8;
 
 pub(super) struct GzipStream {
     state: State,
-    inflate: Decompress,
+    inflate: Inflate,
     /// Where the current member begins in the blob.
     begun: u64,
 }
@@ -63,8 +62,23 @@ enum Field {
 }
 
 impl GzipStream {
-    pub(super) fn new() -> Self {
-        GzipStream { state: State::Between, inflate: Decompress::new(false), begun: 0 }
+    pub(super) fn new() -> Result<Self> {
+        let inflate = Inflate::new().map_err(|reason| Error::codec(0, reason))?;
+        Ok(GzipStream { state: State::Between, inflate, begun: 0 })
+    }
+
+    /// A stream that goes on between two blocks of a member: see [`Inflate::resume`].
+    pub(super) fn resume(bits: u8, byte: u8, window: &[u8]) -> Result<Self> {
+        let mut stream = GzipStream::new()?;
+        let resumed = stream.inflate.resume(bits, byte, window);
+        resumed.map_err(|reason| Error::codec(0, reason))?;
+        stream.state = State::Body;
+        Ok(stream)
+    }
+
+    /// What blocks to come may refer to.
+    pub(super) fn window(&mut self) -> Vec<u8> {
+        self.inflate.window()
     }
 
     /// Where the member begins that is not complete.
@@ -75,10 +89,17 @@ impl GzipStream {
         }
     }
 
-    /// Decodes some of `input`, which begins at `at` in the blob.
-    pub(super) fn step(&mut self, at: u64, input: &[u8], output: &mut [u8]) -> Result<Step> {
+    /// Decodes some of `input`, which begins at `at` in the blob; if `to_boundary`, no further than
+    /// to the next place between two blocks of a member.
+    pub(super) fn step(
+        &mut self,
+        at: u64,
+        input: &[u8],
+        output: &mut [u8],
+        to_boundary: bool,
+    ) -> Result<Step> {
         match &mut self.state {
-            State::Body => self.inflate(at, input, output),
+            State::Body => self.inflate(at, input, output, to_boundary),
             State::Between => match input.first() {
                 None => Ok(Step::default()),
                 Some(0) => {
@@ -89,7 +110,7 @@ impl GzipStream {
                     self.begun = at;
                     let field = Field::Fixed { at: 0 };
                     self.state = State::Header(Header { flags: 0, field });
-                    Ok(Step { starts: true, ..Step::default() })
+                    Ok(Step { boundary: Some(Boundary::Start), ..Step::default() })
                 }
             },
             State::Header(header) => {
@@ -97,7 +118,7 @@ impl GzipStream {
                     let position = at + consumed as u64;
                     let complete = header.add(byte).map_err(|e| Error::codec(position, e))?;
                     if complete {
-                        self.inflate.reset(false);
+                        self.inflate.reset();
                         self.state = State::Body;
                         return Ok(Step { consumed: consumed + 1, ..Step::default() });
                     }
@@ -122,20 +143,24 @@ impl GzipStream {
         }
     }
 
-    fn inflate(&mut self, at: u64, input: &[u8], output: &mut [u8]) -> Result<Step> {
-        let (total_in, total_out) = (self.inflate.total_in(), self.inflate.total_out());
-        let status = self.inflate.decompress(input, output, FlushDecompress::None);
-        let status = status.map_err(|error| {
-            let consumed = self.inflate.total_in() - total_in;
-            Error::codec(at + consumed, format!("invalid gzip content: {error}"))
-        })?;
-        if status == Status::StreamEnd {
-            self.state = State::Trailer { left: TRAILER_BYTES };
-        }
-        // Both differences are within the lengths of the slices.
-        let consumed = (self.inflate.total_in() - total_in) as usize;
-        let produced = (self.inflate.total_out() - total_out) as usize;
-        Ok(Step { consumed, produced, starts: false })
+    fn inflate(
+        &mut self,
+        at: u64,
+        input: &[u8],
+        output: &mut [u8],
+        to_boundary: bool,
+    ) -> Result<Step> {
+        let ran = self.inflate.run(input, output, to_boundary);
+        let ran = ran.map_err(|e| Error::codec(at, format!("invalid gzip content: {e}")))?;
+        let boundary = match ran.at {
+            At::Within => None,
+            At::Boundary { bits } => Some(Boundary::Within { bits }),
+            At::End => {
+                self.state = State::Trailer { left: TRAILER_BYTES };
+                None
+            }
+        };
+        Ok(Step { consumed: ran.consumed, produced: ran.produced, boundary })
     }
 }
 

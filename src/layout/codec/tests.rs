@@ -3,9 +3,11 @@ use std::io::Write as _;
 use proptest::prelude::*;
 
 use super::*;
+use crate::layout::index::{Point, Proof};
+use crate::layout::range::ByteRange;
 
 fn gzip(content: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(content).unwrap();
     encoder.finish().unwrap()
 }
@@ -34,7 +36,7 @@ fn decode(blob: &[u8], size: usize) -> Result<Whole> {
     let mut sink = |decoded: Decoded<'_>| {
         match decoded {
             Decoded::Bytes(bytes) => content.extend_from_slice(bytes),
-            Decoded::Start { blob, tar } => starts.push((blob, tar)),
+            Decoded::Start(start) => starts.push((start.blob, start.tar)),
         }
         Ok::<(), Error>(())
     };
@@ -50,6 +52,18 @@ fn decode(blob: &[u8], size: usize) -> Result<Whole> {
 /// Some bytes that neither repeat nor refuse to compress.
 fn content(bytes: usize) -> Vec<u8> {
     (0..bytes as u32).map(|n| (n.wrapping_mul(n) >> 9) as u8).collect()
+}
+
+/// Bytes as texts have them: some of few, and words that come again.
+fn text(bytes: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut text = Vec::new();
+    while text.len() < bytes {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        text.extend_from_slice(format!("{:x} ", (state >> 8) % 60_000).as_bytes());
+    }
+    text.truncate(bytes);
+    text
 }
 
 #[test]
@@ -132,22 +146,108 @@ fn hostile_headers_are_refused() {
     }
 }
 
+fn span(codec: Codec, skip: u64, len: u64) -> Span {
+    let (blob, tar) = (ByteRange::new(0, 1), ByteRange::new(7, 7 + len));
+    Span { blob, tar, skip, codec, proof: Proof::Stored([0; 32]) }
+}
+
 #[test]
-fn a_span_decodes_to_exactly_the_expected_length() {
+fn a_span_decodes_to_exactly_what_it_is_said_to() {
     let bytes = content(200_000);
     for (codec, blob) in
         [(Codec::Stored, bytes.clone()), (Codec::Gzip, gzip(&bytes)), (Codec::Zstd, zstd(&bytes))]
     {
-        assert_eq!(decode_span(codec, &blob, 200_000).as_ref(), Ok(&bytes));
-        for wrong in [0, 199_999, 200_001, u64::MAX] {
-            assert!(decode_span(codec, &blob, wrong).is_err(), "{codec:?} {wrong}");
+        for (skip, len) in [(0, 200_000), (0, 199_999), (1, 10), (150_000, 50_000)] {
+            let expected = &bytes[skip..skip + len];
+            let decoded = decode_span(&span(codec, skip as u64, len as u64), &[], &blob);
+            assert_eq!(decoded.as_deref(), Ok(expected), "{codec:?} {skip} {len}");
         }
-        assert!(decode_span(codec, &blob[..blob.len() - 1], 200_000).is_err(), "{codec:?}");
+        for (skip, len) in [(0, 200_001), (1, 200_000), (0, u64::MAX - 7)] {
+            assert!(decode_span(&span(codec, skip, len), &[], &blob).is_err(), "{codec:?} {len}");
+        }
+        let cut = &blob[..blob.len() / 2];
+        assert!(decode_span(&span(codec, 0, 200_000), &[], cut).is_err(), "{codec:?}");
     }
-    assert!(decode_span(Codec::Gzip, &zstd(&bytes), 200_000).is_err());
+    assert!(decode_span(&span(Codec::Gzip, 0, 200_000), &[], &zstd(&bytes)).is_err());
+}
+
+/// The starts that a blob tells in pieces of `size`.
+fn starts(blob: &[u8], spacing: u64, size: usize) -> Vec<Start> {
+    let mut starts = Vec::new();
+    let mut sink = |decoded: Decoded<'_>| {
+        if let Decoded::Start(start) = decoded {
+            starts.push(start);
+        }
+        Ok::<(), Error>(())
+    };
+    let mut decoder = Decoder::with_starts(spacing);
+    blob.chunks(size).for_each(|piece| decoder.push(piece, &mut sink).unwrap());
+    decoder.finish(&mut sink).unwrap();
+    starts
+}
+
+#[test]
+fn a_long_member_is_entered_between_its_blocks() {
+    let bytes = text(3_000_000);
+    let blob = [gzip(&bytes), gzip(b"next")].concat();
+    let told = starts(&blob, 500_000, blob.len());
+    assert!(told.len() > 4, "{} starts", told.len());
+    let (mut at, mut odd) = (0, 0);
+    let (next, within) = told[1..].split_last().expect("several");
+    assert_eq!((next.tar, &next.within), (3_000_000, &None));
+    for start in within {
+        assert!(start.tar - at >= 500_000 && start.tar - at < 700_000, "{at} {}", start.tar);
+        at = start.tar;
+        let within = start.within.as_ref().expect("between blocks");
+        odd += u32::from(within.bits > 0);
+        let before = &bytes[..start.tar as usize];
+        assert_eq!(within.window, before[before.len() - inflate::WINDOW_BYTES_MAX..]);
+        let point = Point { bits: within.bits, window: ByteRange::new(0, 0) };
+        // To the end of the next member, past the end of this one.
+        let len = bytes.len() as u64 + 4 - start.tar;
+        let span = span(Codec::Deflate(point), 0, len);
+        let decoded = decode_span(&span, &within.window, &blob[start.blob as usize..]).unwrap();
+        assert!(decoded == [&bytes[start.tar as usize..], b"next"].concat());
+    }
+    assert!(odd > 0, "none begins inside of a byte");
+}
+
+#[test]
+fn a_start_between_blocks_needs_its_bits_and_its_window() {
+    let bytes = text(900_000);
+    let blob = gzip(&bytes);
+    let start = starts(&blob, 300_000, blob.len()).swap_remove(1);
+    let within = start.within.expect("between blocks");
+    let decode = |bits, window: &[u8], at: u64| {
+        let point = Point { bits, window: ByteRange::new(0, 0) };
+        decode_span(&span(Codec::Deflate(point), 0, 60_000), window, &blob[at as usize..])
+    };
+    let right = &bytes[start.tar as usize..][..60_000];
+    assert_eq!(decode(within.bits, &within.window, start.blob).as_deref(), Ok(right));
+    assert_ne!(
+        decode(within.bits, &[0; inflate::WINDOW_BYTES_MAX], start.blob).as_deref(),
+        Ok(right)
+    );
+    assert!(decode(within.bits, &[], start.blob).is_err(), "it refers to what is not there");
+    assert_ne!(decode((within.bits + 1) % 8, &within.window, start.blob).as_deref(), Ok(right));
+    assert!(decode(8, &within.window, start.blob).is_err());
+    assert!(decode(0, &[0; inflate::WINDOW_BYTES_MAX + 1], start.blob).is_err());
+    assert!(decode(3, &[], blob.len() as u64).is_err());
 }
 
 proptest! {
+    #[test]
+    fn starts_do_not_depend_on_the_pieces(
+        size in 1usize..40_000,
+        spacing in 1u64..400_000,
+        len in 0usize..900_000,
+        is_gzip in any::<bool>(),
+    ) {
+        let parts = [text(len), content(len / 9)];
+        let blob = parts.map(|part| if is_gzip { gzip(&part) } else { zstd(&part) }).concat();
+        prop_assert_eq!(starts(&blob, spacing, size), starts(&blob, spacing, blob.len()));
+    }
+
     #[test]
     fn damage_and_pieces_change_nothing_but_the_result(
         at in any::<prop::sample::Index>(),

@@ -2,7 +2,7 @@
 
 use zstd::stream::raw::{DParameter, Decoder, Operation};
 
-use super::Step;
+use super::{Boundary, Step};
 use crate::layout::error::{Error, Result};
 
 /// Largest window as a power of two: 128 MiB, what zstd itself decodes unless told otherwise. A
@@ -35,7 +35,7 @@ impl ZstdStream {
                 return Ok(Step::default());
             }
             self.begun = Some(at);
-            return Ok(Step { starts: true, ..Step::default() });
+            return Ok(Step { boundary: Some(Boundary::Start), ..Step::default() });
         }
         let status = self.decoder.run_on_buffers(input, output);
         let status = status.map_err(|error| {
@@ -45,6 +45,6 @@ impl ZstdStream {
         if status.remaining == 0 {
             self.begun = None;
         }
-        Ok(Step { consumed: status.bytes_read, produced: status.bytes_written, starts: false })
+        Ok(Step { consumed: status.bytes_read, produced: status.bytes_written, boundary: None })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Codec, LayerIndex, Span};
+use super::{Codec, LayerIndex, Point, SPAN_DECODED_BYTES_MAX, Span};
 use crate::layout::entry::{Attributes, Chunk, Entry, EntryKind};
 use crate::layout::pax::{XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use crate::layout::range::ByteRange;
@@ -14,7 +14,7 @@ use crate::layout::tar::{METADATA_BYTES_MAX, metadata_bytes};
 /// # Errors
 /// The first thing that is wrong, as a reason for a message.
 pub fn check(index: &LayerIndex) -> Result<(), String> {
-    check_spans(&index.spans, index.tar_size)?;
+    check_spans(index)?;
     let mut bytes: u64 = 0;
     // Entries share few attributes: each of them is checked once.
     let mut seen: HashMap<&Attributes, ()> = HashMap::new();
@@ -33,22 +33,45 @@ pub fn check(index: &LayerIndex) -> Result<(), String> {
     Ok(())
 }
 
-fn check_spans(spans: &[Span], tar_size: u64) -> Result<(), String> {
-    let (mut blob_end, mut tar_end) = (0, 0);
-    for span in spans {
+fn check_spans(index: &LayerIndex) -> Result<(), String> {
+    let (mut blob_start, mut tar_end, mut window_end) = (0, 0, 0);
+    for span in &index.spans {
         let Span { blob, tar, .. } = span;
-        let is_stored_alike = span.codec != Codec::Stored || blob.len() == tar.len();
-        if tar.start != tar_end || tar.is_empty() || blob.start < blob_end || !is_stored_alike {
+        if tar.start != tar_end || tar.is_empty() || blob.start < blob_start || blob.is_empty() {
             return Err(format!(
-                "a span of blob {blob} and tar {tar} cannot follow blob {blob_end} and tar {tar_end}"
+                "a span of blob {blob} and tar {tar} cannot follow blob {blob_start} and tar {tar_end}"
             ));
         }
-        (blob_end, tar_end) = (blob.end, tar.end);
+        check_codec(span, &mut window_end).map_err(|e| format!("a span of blob {blob}: {e}"))?;
+        (blob_start, tar_end) = (blob.start, tar.end);
     }
-    if tar_end != tar_size {
-        return Err(format!("its spans end at {tar_end}, the tar at {tar_size}"));
+    if tar_end != index.tar_size {
+        return Err(format!("its spans end at {tar_end}, the tar at {}", index.tar_size));
+    }
+    if window_end != index.windows.len() as u64 {
+        return Err(format!("windows of {window_end} bytes, not {}", index.windows.len()));
     }
     Ok(())
+}
+
+/// `window_end` is where the windows of the spans before it end; it goes on behind this one's.
+fn check_codec(span: &Span, window_end: &mut u64) -> Result<(), String> {
+    if span.skip > SPAN_DECODED_BYTES_MAX {
+        return Err(format!("it passes over {} bytes", span.skip));
+    }
+    match span.codec {
+        Codec::Stored if span.blob.len() != span.tar.len() || span.skip > 0 => {
+            Err(format!("stored, and tar {}", span.tar))
+        }
+        Codec::Deflate(Point { bits, window }) => {
+            if bits > 7 || window.start != *window_end || window.end < window.start {
+                return Err(format!("{bits} bits, and a window at {window}"));
+            }
+            *window_end = window.end;
+            Ok(())
+        }
+        Codec::Stored | Codec::Gzip | Codec::Zstd => Ok(()),
+    }
 }
 
 fn check_path(path: &[u8]) -> Result<(), String> {

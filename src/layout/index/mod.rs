@@ -5,6 +5,8 @@
 mod check;
 pub mod saved;
 pub mod scan;
+pub mod spans;
+pub mod window;
 
 pub use check::check;
 
@@ -13,29 +15,62 @@ use super::entry::Entry;
 use super::range::ByteRange;
 
 /// The table of contents of one layer.
+///
+/// `tar` is the space that its chunks and spans speak of. A pass over the layer and SOCI number the
+/// bytes of the uncompressed tar; an index that does not say where its headers lie numbers the
+/// contents of files alone, one behind the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerIndex {
+    /// Where it was learnt.
+    pub origin: Origin,
     /// Digest of the uncompressed tar, trailing bytes included (image-spec `config.md`, DiffID).
     pub diff_id: Digest,
-    /// Size of the uncompressed tar in bytes.
+    /// Size of `tar` in bytes.
     pub tar_size: u64,
     /// Members in tar order.
     pub entries: Vec<Entry>,
-    /// Ascending and gapless in `tar`, from 0 to `tar_size`; ascending in `blob`.
+    /// Ascending and gapless in `tar`, from 0 to `tar_size`; not descending in `blob`.
     pub spans: Vec<Span>,
+    /// What [`Point::window`] points into.
+    pub windows: Vec<u8>,
 }
 
-/// A contiguous range of the blob that can be decoded on its own.
+/// Who made a table of contents. For messages: nothing else may depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A pass of ours.
+    OnePass,
+    /// The table of contents in an eStargz layer.
+    EStargz,
+    /// The manifest in a `zstd:chunked` layer.
+    ZstdChunked,
+    /// A SOCI zTOC.
+    Soci,
+}
+
+/// A range of the blob that can be decoded on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
-    /// Which bytes of the blob.
+    /// Which bytes of the blob. Neighbours may share bytes: blocks of deflate end inside of one, and
+    /// several spans may be parts of one gzip member.
     pub blob: ByteRange,
-    /// Which bytes of the uncompressed tar they decode to.
+    /// Which bytes of `tar` they decode to.
     pub tar: ByteRange,
-    /// How they decode.
+    /// Decoded bytes in front of those, to be passed over: at most [`SPAN_DECODED_BYTES_MAX`].
+    pub skip: u64,
+    /// How they decode. What comes behind `tar` is of no interest.
     pub codec: Codec,
-    /// sha256 of the blob bytes of this span: proves the span without the rest of its blob.
-    pub sha256: [u8; 32],
+    /// What proves the span without the rest of its blob.
+    pub proof: Proof,
+}
+
+/// A digest that a span is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// sha256 of the span's bytes of the blob.
+    Stored([u8; 32]),
+    /// sha256 of the bytes that it decodes to, without those that are passed over.
+    Decoded([u8; 32]),
 }
 
 /// How a span decodes.
@@ -43,13 +78,45 @@ pub struct Span {
 pub enum Codec {
     /// As it stands: a plain tar.
     Stored,
-    /// One or more whole gzip members (RFC 1952).
+    /// From the start of a gzip member (RFC 1952).
     Gzip,
-    /// One or more whole zstd frames (RFC 8878).
+    /// From the start of a zstd frame (RFC 8878).
     Zstd,
+    /// From between two blocks of a gzip member.
+    Deflate(Point),
+}
+
+/// A place between two blocks of a deflate stream (RFC 1951) where decoding can start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Point {
+    /// How many bits of the span's first byte belong to it, from the highest down; 0: all of it.
+    pub bits: u8,
+    /// Where in [`LayerIndex::windows`] its window is, as [`window::pack`] makes them. Empty: no
+    /// window is needed.
+    pub window: ByteRange,
 }
 
 impl LayerIndex {
+    /// What a pass over a layer without windows finds.
+    #[cfg(test)]
+    pub fn plain(diff_id: Digest, tar_size: u64, entries: Vec<Entry>, spans: Vec<Span>) -> Self {
+        let (origin, windows) = (Origin::OnePass, Vec::new());
+        LayerIndex { origin, diff_id, tar_size, entries, spans, windows }
+    }
+
+    /// The output in front of the place where `span` starts to decode; empty if none is needed.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn window(&self, span: &Span) -> Result<Vec<u8>, String> {
+        let Codec::Deflate(Point { window, .. }) = span.codec else { return Ok(Vec::new()) };
+        if window.is_empty() {
+            return Ok(Vec::new());
+        }
+        let range = window.start as usize..window.end as usize;
+        window::unpack(self.windows.get(range).ok_or("a window that is not there")?)
+    }
+
     /// The indexes (into `spans`) of the spans that hold the bytes `tar` of the uncompressed layer.
     pub fn spans_for(&self, tar: ByteRange) -> std::ops::Range<usize> {
         if tar.is_empty() {

@@ -237,7 +237,7 @@ fn content_outside_the_tar_and_names_outside_the_root_are_refused() {
 #[test]
 fn the_index_of_another_layer_is_refused() {
     let Changeset { layer, tar_size, entries } = changeset("a d");
-    let mut index = LayerIndex { diff_id: layer.diff_id, tar_size, entries, spans: Vec::new() };
+    let mut index = LayerIndex::plain(layer.diff_id, tar_size, entries, Vec::new());
     let other = Layer { diff_id: Digest::sha256_of(b"other"), ..layer.clone() };
     assert!(matches!(Changeset::take(other, &mut index), Err(Error::DigestMismatch { .. })));
     assert_eq!(Changeset::take(layer, &mut index).unwrap().entries.len(), 1);

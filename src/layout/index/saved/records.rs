@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::super::{Codec, Span};
+use super::super::{Codec, Point, Proof, Span};
 use super::is_contiguous;
 use crate::layout::entry::{Attributes, Chunk, Entry, EntryKind, Time};
 use crate::layout::error::Error;
@@ -22,13 +22,20 @@ pub(super) const CHUNK_BYTES: usize = 24;
 pub(super) const ATTRIBUTES_BYTES: usize = 32;
 /// name at u32 | name length u32 | value at u32 | value length u32
 pub(super) const XATTR_BYTES: usize = 16;
-/// blob start, end, tar start, end: u64 each | codec u64 | sha256
-pub(super) const SPAN_BYTES: usize = 72;
+/// blob start, end, tar start, end, skip, window start, end: u64 each
+/// | codec, bits, proof, 0: a byte each | 0 u32 | sha256
+pub(super) const SPAN_BYTES: usize = 96;
 
 /// What fits below the kind.
 const COUNT_MAX: usize = (1 << 24) - 1;
 
-const CODECS: [Codec; 3] = [Codec::Stored, Codec::Gzip, Codec::Zstd];
+const STORED: u8 = 0;
+const GZIP: u8 = 1;
+const ZSTD: u8 = 2;
+const DEFLATE: u8 = 3;
+
+const PROOF_STORED: u8 = 0;
+const PROOF_DECODED: u8 = 1;
 
 const DIRECTORY: u32 = 0;
 /// A regular file with its chunks in the table.
@@ -152,18 +159,44 @@ fn put32<const N: usize>(bytes: &mut Vec<u8>, numbers: [u32; N]) {
 }
 
 pub(super) fn write_span(bytes: &mut Vec<u8>, span: &Span) {
-    let codec = CODECS.iter().position(|codec| *codec == span.codec).unwrap_or_default();
-    let Span { blob, tar, sha256, .. } = span;
-    put(bytes, [blob.start, blob.end, tar.start, tar.end, codec as u64]);
+    let Span { blob, tar, skip, codec, proof } = span;
+    let (codec, bits, window) = match codec {
+        Codec::Stored => (STORED, 0, ByteRange::new(0, 0)),
+        Codec::Gzip => (GZIP, 0, ByteRange::new(0, 0)),
+        Codec::Zstd => (ZSTD, 0, ByteRange::new(0, 0)),
+        Codec::Deflate(Point { bits, window }) => (DEFLATE, *bits, *window),
+    };
+    let (proof, sha256) = match proof {
+        Proof::Stored(sha256) => (PROOF_STORED, sha256),
+        Proof::Decoded(sha256) => (PROOF_DECODED, sha256),
+    };
+    put(bytes, [blob.start, blob.end, tar.start, tar.end, *skip, window.start, window.end]);
+    bytes.extend_from_slice(&[codec, bits, proof, 0, 0, 0, 0, 0]);
     bytes.extend_from_slice(sha256);
 }
 
 pub(super) fn read_span(mut record: Cursor<'_>) -> Result<Span, String> {
     let (blob, tar) = (record.range()?, record.range()?);
-    let codec = record.u64()?;
-    let codec = usize::try_from(codec).ok().and_then(|codec| CODECS.get(codec).copied());
-    let codec = codec.ok_or("a span of unknown codec")?;
-    Ok(Span { blob, tar, codec, sha256: record.array()? })
+    let (skip, window) = (record.u64()?, record.range()?);
+    let [codec, bits, proof, zeros @ ..] = record.array::<8>()?;
+    let sha256 = record.array()?;
+    let codec = match codec {
+        STORED => Codec::Stored,
+        GZIP => Codec::Gzip,
+        ZSTD => Codec::Zstd,
+        DEFLATE => Codec::Deflate(Point { bits, window }),
+        codec => return Err(format!("a span of unknown codec {codec}")),
+    };
+    let is_point = matches!(codec, Codec::Deflate(_));
+    if zeros != [0; 5] || !is_point && (bits != 0 || window != ByteRange::new(0, 0)) {
+        return Err("a span with more than belongs to it".to_owned());
+    }
+    let proof = match proof {
+        PROOF_STORED => Proof::Stored(sha256),
+        PROOF_DECODED => Proof::Decoded(sha256),
+        proof => return Err(format!("a span with unknown proof {proof}")),
+    };
+    Ok(Span { blob, tar, skip, codec, proof })
 }
 
 /// The sections that entries point into.

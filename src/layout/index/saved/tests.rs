@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
+use super::super::SPAN_DECODED_BYTES_MAX;
 use super::*;
 use crate::layout::entry::{Attributes, Chunk, Time};
-use crate::layout::index::Codec;
+use crate::layout::index::{Codec, Point, Proof};
 use crate::layout::range::ByteRange;
 
 const TAR_SIZE: u64 = 100_000;
@@ -24,8 +25,12 @@ fn small() -> LayerIndex {
     let sparse =
         vec![chunk(0, ByteRange::new(2048, 2050)), chunk(1 << 40, ByteRange::new(2050, 2060))];
     let plain = vec![chunk(0, ByteRange::new(1536, 1546))];
-    let span = |blob, tar, codec| Span { blob, tar, codec, sha256: [7; 32] };
+    let proof = Proof::Stored([7; 32]);
+    let span = |blob, tar, codec| Span { blob, tar, skip: 0, codec, proof };
+    let point =
+        |bits, start, end| Codec::Deflate(Point { bits, window: ByteRange::new(start, end) });
     LayerIndex {
+        origin: Origin::Soci,
         diff_id: Digest::sha256_of(b"tar"),
         tar_size: TAR_SIZE,
         entries: vec![
@@ -41,9 +46,20 @@ fn small() -> LayerIndex {
         ],
         spans: vec![
             span(ByteRange::new(0, 500), ByteRange::new(0, 1000), Codec::Gzip),
-            span(ByteRange::new(510, 600), ByteRange::new(1000, TAR_SIZE - 1), Codec::Zstd),
-            span(ByteRange::new(600, 601), ByteRange::new(TAR_SIZE - 1, TAR_SIZE), Codec::Stored),
+            span(ByteRange::new(499, 510), ByteRange::new(1000, 2000), point(3, 0, 2)),
+            span(ByteRange::new(510, 511), ByteRange::new(2000, 3000), point(0, 2, 2)),
+            span(ByteRange::new(510, 600), ByteRange::new(3000, TAR_SIZE - 1), point(7, 2, 5)),
+            Span {
+                skip: 99,
+                proof: Proof::Decoded([9; 32]),
+                ..span(
+                    ByteRange::new(600, 601),
+                    ByteRange::new(TAR_SIZE - 1, TAR_SIZE),
+                    Codec::Zstd,
+                )
+            },
         ],
+        windows: b"01234".to_vec(),
     }
 }
 
@@ -57,12 +73,10 @@ fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn an_index_is_decoded_as_it_was_encoded() {
-    let empty =
-        LayerIndex { diff_id: Digest::sha256_of(b""), tar_size: 0, entries: vec![], spans: vec![] };
+    let empty = LayerIndex::plain(Digest::sha256_of(b""), 0, vec![], vec![]);
     let sha512 = LayerIndex { diff_id: Digest::Sha512([9; 64]), ..small() };
     for index in [small(), sha512, empty] {
         let bytes = encode(&index).unwrap();
-        assert_eq!(bytes.len() % ALIGN_BYTES, 0);
         assert_eq!(decode(&bytes), Ok(index));
     }
 }
@@ -86,36 +100,73 @@ fn every_truncation_and_every_flip_is_refused() {
 #[test]
 fn another_version_is_named() {
     let mut bytes = encode(&small()).unwrap();
-    bytes[8] = 9;
-    let expected = "saved index: written by another version: 9, this is 1";
+    bytes[8] = 1;
+    let expected = "saved index: written by another version: 1, this is 2";
     assert_eq!(decode(&bytes).map_err(|e| e.to_string()), Err(expected.into()));
 }
+
+/// An index whose tables were changed as a stranger would: unpacked, changed, packed again.
+fn with_tables(bytes: &[u8], change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let packed = number(PACKED_AT);
+    let mut plain = unpack_tables(&bytes[TABLES_AT..TABLES_AT + packed]).unwrap();
+    change(&mut plain);
+    let repacked = zstd::bulk::compress(&plain, 1).unwrap();
+    let mut changed = bytes[..PACKED_AT].to_vec();
+    changed.extend_from_slice(&(repacked.len() as u64).to_le_bytes());
+    changed.extend_from_slice(&bytes[PACKED_AT + 8..TABLES_AT]);
+    changed.extend_from_slice(&repacked);
+    changed.extend_from_slice(&bytes[TABLES_AT + packed..]);
+    resealed(changed)
+}
+
+/// Where the size of the tables stands, and where they begin.
+const PACKED_AT: usize = 8 + 4 + 4 + 64 + 8 + 8 + 6 * 8;
+const TABLES_AT: usize = PACKED_AT + 16;
 
 #[test]
 fn what_a_stranger_sealed_is_valid_or_refused() {
     let bytes = encode(&small()).unwrap();
-    for at in 12..bytes.len() - CHECKSUM_BYTES {
-        for flip in [0x01, 0x40, 0x80, 0xff] {
+    let survives = |changed: &[u8], what: &str| {
+        if let Ok(index) = decode(changed) {
+            assert_eq!(encode(&index).and_then(|bytes| decode(&bytes)), Ok(index), "{what}");
+        }
+    };
+    let tables = std::cell::Cell::new(0);
+    with_tables(&bytes, |plain| tables.set(plain.len()));
+    for flip in [0x01, 0x40, 0x80, 0xff] {
+        for at in 12..bytes.len() - CHECKSUM_BYTES {
             let mut changed = bytes.clone();
             changed[at] ^= flip;
-            if let Ok(index) = decode(&resealed(changed)) {
-                assert_eq!(encode(&index).and_then(|bytes| decode(&bytes)), Ok(index), "{at}");
-            }
+            survives(&resealed(changed), &format!("byte {at}"));
+        }
+        for at in 0..tables.get() {
+            let changed = with_tables(&bytes, |plain| plain[at] ^= flip);
+            survives(&changed, &format!("byte {at} of the tables"));
         }
     }
     for size in 8..bytes.len() - CHECKSUM_BYTES {
         let cut = resealed([&bytes[..size], &[0; CHECKSUM_BYTES]].concat());
         assert!(decode(&cut).is_err(), "{size}");
     }
+    assert!(decode(&with_tables(&bytes, |plain| plain.push(0))).is_err());
+    assert!(decode(&with_tables(&bytes, |plain| plain.truncate(100))).is_err());
 }
 
 #[test]
 fn an_index_that_breaks_a_rule_is_not_saved() {
-    let breaks: [fn(&mut LayerIndex); 12] = [
+    let breaks: [fn(&mut LayerIndex); 17] = [
         |index| index.tar_size += 1,
         |index| index.spans[1].tar.start -= 1,
-        |index| index.spans[1].blob.start = 499,
-        |index| index.spans[2].blob.end += 1,
+        |index| index.spans[2].blob.start = 498,
+        |index| index.spans[2].blob.end = 510,
+        |index| index.spans[0].codec = Codec::Stored,
+        |index| index.spans[4].skip = SPAN_DECODED_BYTES_MAX + 1,
+        |index| index.windows.push(0),
+        |index| index.spans[3].codec = index.spans[2].codec,
+        |index| {
+            index.spans[1].codec = Codec::Deflate(Point { bits: 8, window: ByteRange::new(0, 2) })
+        },
         |index| index.entries[1].path = b"a/../b".to_vec(),
         |index| index.entries[4].path = b"".to_vec(),
         |index| index.entries[1].attributes.mode = 0o10000,
@@ -144,7 +195,7 @@ fn names_and_attributes_that_are_shared_are_saved_once() {
     };
     let index = LayerIndex { entries: (0..4000).map(file).collect(), ..small() };
     let bytes_per_entry = encode(&index).unwrap().len() / 4000;
-    assert!(bytes_per_entry <= records::ENTRY_BYTES + 6, "{bytes_per_entry}");
+    assert!(bytes_per_entry <= 6, "{bytes_per_entry}");
 }
 
 fn any_kind() -> impl Strategy<Value = EntryKind> {

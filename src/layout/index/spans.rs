@@ -1,0 +1,115 @@
+//! Cuts a blob into spans while it passes: a digest for each, and a window where one is needed.
+
+use super::window::sparse;
+use super::{Codec, Point, Proof, Span, window};
+use crate::layout::codec::{Start, Within};
+use crate::layout::digest::{Digest, Hasher};
+use crate::layout::range::ByteRange;
+
+/// What is kept of the beginning of a span to find out what it refers to. As many bytes decode to
+/// more than a window in all but contrived streams; there the window is kept whole.
+const HEAD_BYTES: usize = 34 << 10;
+
+/// Uncompressed bytes that a span aims at. A read of one byte decodes at most this (or one member
+/// or block), and a layer has few enough spans to keep a digest and a window of each.
+pub const SPAN_BYTES: u64 = 1 << 20;
+
+/// Makes spans of the bytes of a blob, which come in order, and of the starts in them.
+pub struct SpanBuilder {
+    spans: Vec<Span>,
+    windows: Vec<u8>,
+    open: Open,
+    /// Bytes of the blob so far, and the last of them.
+    at: u64,
+    last_byte: Option<u8>,
+}
+
+/// A span whose end has not come by.
+struct Open {
+    start: Start,
+    hasher: Hasher,
+    head: Vec<u8>,
+}
+
+impl Open {
+    fn new(start: Start) -> Self {
+        Open { start, hasher: Hasher::sha256(), head: Vec::new() }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        if self.start.within.is_some() {
+            let room = HEAD_BYTES.saturating_sub(self.head.len());
+            self.head.extend_from_slice(&bytes[..room.min(bytes.len())]);
+        }
+    }
+}
+
+impl Default for SpanBuilder {
+    fn default() -> Self {
+        let open = Open::new(Start { blob: 0, tar: 0, within: None });
+        SpanBuilder { spans: Vec::new(), windows: Vec::new(), open, at: 0, last_byte: None }
+    }
+}
+
+impl SpanBuilder {
+    /// The next bytes of the blob, and the starts (ascending) that decoding them has told.
+    pub fn push(&mut self, bytes: &[u8], starts: Vec<Start>) {
+        let mut done = 0;
+        // The first one is told when the codec is known: some bytes later.
+        for start in starts.into_iter().filter(|start| start.blob > 0) {
+            // A start between two blocks shares its first byte with the span before it, and that
+            // byte may have come with the bytes before these.
+            let is_shared = start.within.as_ref().is_some_and(|within| within.bits > 0);
+            let end = start.blob + u64::from(is_shared);
+            let until = (end.saturating_sub(self.at) as usize).clamp(done, bytes.len());
+            self.update(&bytes[done..until]);
+            done = until;
+            let mut next = Open::new(start);
+            if let (true, Some(byte)) = (is_shared, self.last_byte) {
+                next.update(&[byte]);
+            }
+            let tar = next.start.tar;
+            let ended = std::mem::replace(&mut self.open, next);
+            self.close(ended, self.at + done as u64, tar);
+        }
+        self.update(&bytes[done..]);
+        self.at += bytes.len() as u64;
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.open.update(bytes);
+        self.last_byte = bytes.last().copied().or(self.last_byte);
+    }
+
+    fn close(&mut self, ended: Open, blob_end: u64, tar_end: u64) {
+        let Open { start, hasher, head } = ended;
+        let tar = ByteRange::new(start.tar, tar_end);
+        let Digest::Sha256(sha256) = hasher.finish() else { return };
+        if tar.is_empty() {
+            return;
+        }
+        let codec = match start.within {
+            None => Codec::Stored,
+            Some(Within { bits, window }) => {
+                let stored = window::pack(&sparse(&window, bits, &head));
+                let window = ByteRange::at(self.windows.len() as u64, stored.len() as u64);
+                self.windows.extend_from_slice(&stored);
+                Codec::Deflate(Point { bits, window })
+            }
+        };
+        let blob = ByteRange::new(start.blob, blob_end);
+        self.spans.push(Span { blob, tar, skip: 0, codec, proof: Proof::Stored(sha256) });
+    }
+
+    /// The spans of the blob, which has ended and was of this codec, and their windows.
+    pub fn finish(mut self, codec: Codec, tar_size: u64) -> (Vec<Span>, Vec<u8>) {
+        let last =
+            std::mem::replace(&mut self.open, Open::new(Start { blob: 0, tar: 0, within: None }));
+        self.close(last, self.at, tar_size);
+        for span in self.spans.iter_mut().filter(|span| span.codec == Codec::Stored) {
+            span.codec = codec;
+        }
+        (self.spans, self.windows)
+    }
+}
