@@ -282,9 +282,8 @@ impl<'a> Apply<'a> {
     fn open_parent(&mut self, offset: u64, path: &[u8]) -> Result<NodeId> {
         let place = self.follow(offset, path)?;
         let absent: Vec<Box<[u8]>> = place.absent.iter().map(|n| (*n).into()).collect();
-        let trail = place.trail;
-        let mut at = trail.last().copied().unwrap_or(NodeId::ROOT);
-        for directory in trail.into_iter().rev() {
+        let mut at = place.last();
+        for directory in place.trail.into_iter().rev() {
             if !self.holding.insert(directory) {
                 break;
             }

@@ -31,7 +31,7 @@ impl Names for Tree {
 
 /// A directory, there or not yet.
 pub(in crate::layout) struct Place<'a> {
-    /// Directories from the root down to the last that exists; never empty.
+    /// Directories below the root, down to the last that exists.
     pub trail: Vec<NodeId>,
     /// Names below it that do not exist, or are no directories.
     pub absent: Vec<&'a [u8]>,
@@ -43,7 +43,7 @@ impl Place<'_> {
         self.absent.is_empty().then(|| self.last())
     }
 
-    /// The last directory that exists.
+    /// The last directory that exists, the root if no other.
     pub fn last(&self) -> NodeId {
         self.trail.last().copied().unwrap_or(NodeId::ROOT)
     }
@@ -56,13 +56,13 @@ pub(in crate::layout) fn follow<'a>(
     tree: &'a impl Names,
     path: &'a [u8],
 ) -> Result<Place<'a>, String> {
-    let mut place = Place { trail: vec![NodeId::ROOT], absent: Vec::new() };
+    let mut place = Place { trail: Vec::new(), absent: Vec::new() };
     let mut ahead: Vec<&[u8]> = components(path).collect();
     ahead.reverse();
     let mut links = 0;
     while let Some(name) = ahead.pop() {
         if name == b".." {
-            if place.absent.pop().is_none() && place.trail.len() > 1 {
+            if place.absent.pop().is_none() {
                 place.trail.pop();
             }
             continue;
@@ -83,7 +83,7 @@ pub(in crate::layout) fn follow<'a>(
                     return Err(format!("a parent is a symbolic link of {len} bytes"));
                 }
                 if target.first() == Some(&b'/') {
-                    place.trail.truncate(1);
+                    place.trail.clear();
                 }
                 let at = ahead.len();
                 ahead.extend(components(target));

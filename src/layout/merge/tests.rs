@@ -112,6 +112,7 @@ fn whiteouts_act_on_lower_layers_only_whatever_their_position() {
         check_merge(&["a d 0711\na/old d", layer], "/a d 0700 0:0 0");
     }
     check_merge(&["a d", "a p 0600 0:0 1\n.wh.a f"], "/a p 0600 0:0 1");
+    check_merge(&["a/b/old d", "a/b/new d\n.wh.a f"], "/a d\n/a/b d\n/a/b/new d");
 }
 
 #[test]
@@ -165,6 +166,18 @@ fn a_hard_link_keeps_what_its_target_was_when_it_was_applied() {
 }
 
 #[test]
+fn a_whiteout_leaves_a_name_that_its_own_layer_linked_to_a_lower_file() {
+    let expected = "/a p 0600 0:0 1\n/b h target=/a";
+    check_merge(&["a p 0600 0:0 1", "b h target=a\n.wh.b f"], expected);
+}
+
+#[test]
+fn a_hard_link_may_have_its_targets_name_in_another_directory() {
+    let expected = "/a d\n/a/x p 0600 0:0 1\n/b d\n/b/x h target=/a/x";
+    check_merge(&["a/x p 0600 0:0 1\nb d\nb/x h target=a/x"], expected);
+}
+
+#[test]
 fn a_hard_link_may_name_a_symbolic_link_and_passes_linked_parents() {
     check_merge(
         &[
@@ -182,6 +195,7 @@ fn a_hard_link_may_name_a_symbolic_link_and_passes_linked_parents() {
 #[test]
 fn a_link_to_itself_changes_nothing() {
     check_merge(&["a p 0600 0:0 1", "a h 0777 target=a"], "/a p 0600 0:0 1");
+    check_merge(&["a p", "a h target=a\n.wh.a f"], "");
     check_merge(
         &["d/a p 0600 0:0 1\nl l 0777 0:0 1 target=d", "l/a h target=d/a\n.wh.l f"],
         "/d d\n/d/a p 0600 0:0 1",
@@ -212,6 +226,14 @@ fn symbolic_links_in_parents_are_followed_inside_the_root() {
         &["l l 0777 0:0 1 target=a/b", "l/x d"],
         "/a d\n/a/b d\n/a/b/x d\n/l l 0777 0:0 1 target=a/b",
     );
+    let expected = "/d d\n/d/l l 0777 0:0 1 target=TARGET\n/d/u d\n/d/u/x d\n/u d";
+    for target in ["u", "/d/u", "../d/u", "absent/../u", "/../../absent/../d/u"] {
+        let lower = format!("d/u d\nu d\nd/l l 0777 0:0 1 target={target}");
+        check_merge(&[&lower, "d/l/x d"], &expected.replace("TARGET", target));
+    }
+    let lower = "d/m l 0777 0:0 1 target=/u\nl l 0777 0:0 1 target=../d/m\nu d\n";
+    let expected = "/d d\n/d/m l 0777 0:0 1 target=/u\n/l l 0777 0:0 1 target=../d/m\n/u d\n/u/x d";
+    check_merge(&[lower, "l/x d"], expected);
 }
 
 #[test]
@@ -224,14 +246,34 @@ fn loops_of_links_are_errors_that_name_layer_and_offset() {
 }
 
 #[test]
+fn as_many_and_as_long_links_are_followed_as_linux_follows() {
+    let chain = |links: usize| -> String {
+        let link = |n| format!("l{n} l target=l{}\n", n + 1);
+        (1..links).map(link).collect::<String>() + &format!("l{links} l target=d")
+    };
+    let found = |lower: &str, path: &[u8]| merged(&[lower, "l1/x d"]).tree.find(path).is_some();
+    assert!(found(&chain(40), b"d/x"));
+    assert!(refusal(&[&chain(41), "l1/x d"]).contains("more than 40 symbolic links"));
+    let long = |len: usize| format!("l1 l target=/{}d", "/".repeat(len - 2));
+    assert!(found(&long(4095), b"d/x"));
+    assert!(refusal(&[&long(4096), "l1/x d"]).contains("a symbolic link of 4096 bytes"));
+}
+
+#[test]
 fn content_outside_the_tar_and_names_outside_the_root_are_refused() {
     let outside = "0: content at 9999..10001 lies outside the tar of 10000 bytes";
     assert_eq!(refusal(&["a f chunks=0@9999-10001"]), outside);
+    check_merge(&["a f chunks=0@9999-10000"], "/a f size=1 layer=0 chunks=0@9999-10000");
     assert!(refusal(&["a f size=1 chunks=0@0-2"]).contains("does not fit 1 bytes"));
     assert!(refusal(&["a f size=9 chunks=0@0-2,1@5-6"]).contains("file offset 1 "));
     assert!(refusal(&["a f chunks=18446744073709551615@0-2"]).contains("does not fit"));
     assert!(refusal(&["a/../../b d"]).contains("leaves the root"));
     assert!(refusal(&["a h target=../b"]).contains("leaves the root"));
+    for unclean in ["//a", "a/", "..", "a/.", "./a"] {
+        assert!(refusal(&[&format!("{unclean} d")]).contains("leaves the root"), "{unclean}");
+        let link = format!("a h target={unclean}");
+        assert!(refusal(&[&link]).contains("leaves the root"), "{unclean}");
+    }
 }
 
 #[test]
@@ -242,6 +284,13 @@ fn the_index_of_another_layer_is_refused() {
     assert!(matches!(Changeset::take(other, &mut index), Err(Error::DigestMismatch { .. })));
     assert_eq!(Changeset::take(layer, &mut index).unwrap().entries.len(), 1);
     assert!(index.entries.is_empty());
+}
+
+#[test]
+fn layers_have_a_largest_number() {
+    let empty = changeset("");
+    assert!(merge(vec![empty.clone(); LAYERS_MAX]).is_ok());
+    assert!(matches!(merge(vec![empty; LAYERS_MAX + 1]), Err(Error::Limit { .. })));
 }
 
 #[test]

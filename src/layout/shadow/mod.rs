@@ -228,7 +228,7 @@ impl<'t> Judge<'t> {
     fn top_of(&self, destination: &str) -> Top {
         let Some(path) = self.absolute(destination) else { return Top::Unknown };
         let Ok(place) = follow(self.tree, path.as_bytes()) else { return Top::Unknown };
-        match place.trail.get(1) {
+        match place.trail.first() {
             Some(top) => {
                 let path = self.tree.path(*top);
                 let name = String::from_utf8_lossy(&path).trim_start_matches('/').to_owned();
