@@ -265,6 +265,12 @@ mod tests {
         assert_eq!(view.number("uid"), Ok(Some(9)));
         assert_eq!(view.number("gid"), Ok(None));
         assert_eq!(view.get("path"), None);
+        assert_eq!(own.number("uid"), Ok(Some(9)));
+        assert_eq!((own.get(b"path"), own.get(b"gid")), (None, None));
+        // An empty attribute is an attribute.
+        global.update(PaxRecords::parse(&record(b"SCHILY.xattr.user.e", b"")).unwrap()).unwrap();
+        let view = PaxView { global: &global, own: &own };
+        assert_eq!(view.xattrs(), [(b"user.e".to_vec(), Vec::new())]);
     }
 
     #[test]
@@ -277,6 +283,13 @@ mod tests {
             global.update(later).is_err()
         });
         assert!(refused);
+
+        let mut global = PaxRecords::default();
+        let mut set = |key: &[u8], len: usize| {
+            global.update(PaxRecords::parse(&record(key, &vec![b'v'; len])).unwrap())
+        };
+        assert_eq!(set(b"path", GLOBAL_BYTES_MAX - b"path".len()), Ok(()));
+        assert!(set(b"uid", 1).is_err());
     }
 
     #[test]
@@ -299,8 +312,13 @@ mod tests {
         }
         assert!(PaxRecords::parse(&record(b"SCHILY.xattr.", b"")).is_err());
         assert!(PaxRecords::parse(&record(b"SCHILY.xattr.a\0", b"")).is_err());
-        let long = [b"SCHILY.xattr.".as_slice(), &[b'n'; 256]].concat();
-        assert!(PaxRecords::parse(&record(&long, b"")).is_err());
+        let name = |len: usize| [b"SCHILY.xattr.".as_slice(), &vec![b'n'; len]].concat();
+        assert!(PaxRecords::parse(&record(&name(256), b"")).is_err());
         assert!(PaxRecords::parse(&record(b"SCHILY.xattr.n", &[0; 65_537])).is_err());
+        assert!(PaxRecords::parse(&record(&name(255), &[0; 65_536])).is_ok());
+        let second = PaxRecords::parse(b"9 uid=12\n5 ab\n").err().unwrap();
+        assert_eq!(second, "PAX record \"ab\" has no key");
+        let second = PaxRecords::parse(b"9 uid=12\n9 uid=1\n").err().unwrap();
+        assert_eq!(second, "invalid PAX record at byte 9 of the extended header");
     }
 }

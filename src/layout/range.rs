@@ -176,6 +176,7 @@ mod tests {
         set.remove(ByteRange::new(5, 5));
         set.remove(ByteRange::new(10, 20));
         assert_eq!(set.len(), 30);
+        assert!(!set.is_empty());
         set.remove(ByteRange::new(5, 45));
         assert_eq!(set.ranges(), [ByteRange::new(0, 5), ByteRange::new(45, 50)]);
         set.remove(ByteRange::new(1, 2));
@@ -183,6 +184,20 @@ mod tests {
         assert_eq!(set.ranges(), [ByteRange::new(0, 1), ByteRange::new(2, 5)]);
         set.remove(ByteRange::new(0, 100));
         assert!(set.is_empty());
+    }
+
+    #[test]
+    fn nothing_that_is_missing_is_empty() {
+        let mut set = RangeSet::new();
+        set.insert(ByteRange::new(0, 10));
+        set.insert(ByteRange::new(20, 30));
+        for (start, end) in [(0, 10), (3, 3), (15, 15), (30, 30), (5, 10), (20, 25)] {
+            let inside = start < 10 || (20..30).contains(&start);
+            assert_eq!(set.missing(ByteRange::new(start, end)), [], "{start}..{end}");
+            assert_eq!(set.contains(ByteRange::new(start, end)), inside || start == end);
+        }
+        assert_eq!(set.missing(ByteRange::new(0, 20)), [ByteRange::new(10, 20)]);
+        assert_eq!(set.missing(ByteRange::new(10, 30)), [ByteRange::new(10, 20)]);
     }
 
     proptest! {

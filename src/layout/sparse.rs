@@ -220,11 +220,70 @@ mod tests {
         assert!(map(&[(10, 0), (0, 1)]).is_err());
         assert!(map(&[(u64::MAX, 1)]).is_err());
         assert!(map(&[(i64::MAX as u64, 1)]).is_err());
+        assert!(map(&[(i64::MAX as u64 - 1, 1)]).is_ok());
         let tar = ByteRange::new(0, 10);
         assert!(map(&[(0, 10)]).unwrap().into_chunks(9, tar).is_err());
         assert!(map(&[(0, 10), (11, 0)]).unwrap().into_chunks(10, tar).is_err());
         assert!(map(&[(0, 9)]).unwrap().into_chunks(10, tar).is_err());
         assert!(map(&[(0, 11)]).unwrap().into_chunks(11, tar).is_err());
+    }
+
+    fn of_records(records: &str) -> Result<Option<Vec<(u64, u64)>>, String> {
+        let record = |text: &str| {
+            let len = text.len() + 4;
+            assert!((10..100).contains(&len));
+            format!("{len} {text}\n")
+        };
+        let payload: String = records.split_whitespace().map(record).collect();
+        Ok(match PaxSparse::of(&PaxRecords::parse(payload.as_bytes())?)? {
+            Some(PaxSparse::Mapped(map)) => {
+                Some(map.pieces.iter().map(|piece| (piece.start, piece.len())).collect())
+            }
+            Some(PaxSparse::InPayload) => return Err("in the payload".into()),
+            None => None,
+        })
+    }
+
+    #[test]
+    fn records_have_a_whole_map_or_say_that_it_is_in_the_payload() {
+        let expected = Ok(Some(vec![(0, 5), (100, 7)]));
+        let numbers = "GNU.sparse.offset=0 GNU.sparse.numbytes=5 \
+                       GNU.sparse.offset=100 GNU.sparse.numbytes=7";
+        let list = "GNU.sparse.map=0,5,100,7";
+        let version = |major, minor| format!("GNU.sparse.major={major} GNU.sparse.minor={minor}");
+        for map in [numbers, list] {
+            assert_eq!(of_records(map), expected);
+            for minor in [0, 1] {
+                assert_eq!(of_records(&format!("{map} {}", version(0, minor))), expected);
+            }
+            assert_eq!(of_records(&format!("{map} GNU.sparse.numblocks=2")), expected);
+            assert!(of_records(&format!("{map} GNU.sparse.numblocks=3")).is_err());
+        }
+        assert_eq!(of_records(&version(1, 0)), Err("in the payload".into()));
+        assert_eq!(of_records("uid=1234"), Ok(None));
+        assert_eq!(of_records("GNU.sparse.numblocks=0"), Ok(Some(vec![])));
+        for bad in ["GNU.sparse.map=0,5,7", "GNU.sparse.map=,", "GNU.sparse.offset=0"] {
+            assert!(of_records(bad).is_err(), "{bad}");
+        }
+        assert!(of_records("GNU.sparse.numbytes=0 GNU.sparse.offset=5").is_err());
+        for (major, minor) in [(1, 1), (2, 0), (0, 2)] {
+            let reason = of_records(&version(major, minor)).unwrap_err();
+            assert!(reason.contains(&format!(" {major}.{minor} is not supported")), "{reason}");
+        }
+    }
+
+    #[test]
+    fn an_old_map_ends_at_its_first_empty_entry() {
+        let entry = |offset: u64, len: u64| format!("{offset:011o}\0{len:011o}\0").into_bytes();
+        let mut map = SparseMap::default();
+        let fields = [entry(8, 1), entry(64, 2), vec![0; 24], entry(99, 1)].concat();
+        map.add_old_gnu(&fields).unwrap();
+        assert_eq!(map.pieces, [ByteRange::at(8, 1), ByteRange::at(64, 2)]);
+        for bad in [&b"x"[..], b"-0000000001", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"] {
+            let mut fields = entry(100, 1);
+            fields[..bad.len()].copy_from_slice(bad);
+            assert!(map.add_old_gnu(&fields).is_err(), "{}", bad.escape_ascii());
+        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 /// names would otherwise turn a small archive into any amount.
 pub const METADATA_BYTES_MAX: u64 = 2 << 30;
 
+/// Where the furthest content ends: what a file position can say. Padding fits behind it.
+const POSITION_MAX: u64 = i64::MAX as u64;
+
 /// Reads a tar that arrives in pieces of any size. Content is skipped, never kept.
 ///
 /// After an error the parser is of no further use.
@@ -155,7 +158,8 @@ impl TarParser {
         }
     }
 
-    /// Takes what the current state wants of `bytes`: how many that is, at least 1.
+    /// Takes what the current state wants of `bytes`: how many that is. None only where there is
+    /// nothing to skip, which ends that state.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let at_most = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
         match &mut self.state {
@@ -180,11 +184,11 @@ impl TarParser {
     /// Goes on when what the state waits for is complete.
     fn advance(&mut self, entries: &mut Vec<Entry>) -> Result<()> {
         match &self.state {
-            State::Ended => {}
             State::Skip { until, .. } if self.offset < *until => {}
             State::Skip { .. } => self.state = State::Header,
             State::Extension { left, .. } if *left > 0 => {}
             State::Extension { .. } => self.end_extension()?,
+            // Nothing fills a record behind the end of the archive.
             _ if self.record_filled < RECORD_BYTES => {}
             _ => {
                 self.record_filled = 0;
@@ -349,8 +353,7 @@ impl TarParser {
 
     /// The next `size` bytes.
     fn content(&self, at: u64, size: u64) -> Result<ByteRange> {
-        // Room for the padding, too.
-        match self.offset.checked_add(size).filter(|end| *end <= u64::MAX - RECORD_BYTES as u64) {
+        match self.offset.checked_add(size).filter(|end| *end <= POSITION_MAX) {
             Some(end) => Ok(ByteRange::new(self.offset, end)),
             None => Err(Error::tar(at, format!("impossible size {size}"))),
         }
@@ -360,9 +363,7 @@ impl TarParser {
     fn skip(&mut self, at: u64, size: u64) -> Result<()> {
         let content_end = self.content(at, size)?.end;
         let until = content_end.next_multiple_of(RECORD_BYTES as u64);
-        if until > self.offset {
-            self.state = State::Skip { at, content_end, until };
-        }
+        self.state = State::Skip { at, content_end, until };
         Ok(())
     }
 }

@@ -156,7 +156,7 @@ fn base256(field: &[u8]) -> Option<i64> {
     let (&first, rest) = field.split_first()?;
     let signed = i64::from(i8::from_ne_bytes([first]));
     let start = if first & 0x40 != 0 { signed } else { i64::from(first & 0x3f) };
-    rest.iter().try_fold(start, |value, byte| Some(value.checked_mul(256)? | i64::from(*byte)))
+    rest.iter().try_fold(start, |value, byte| Some(value.checked_mul(256)? + i64::from(*byte)))
 }
 
 #[cfg(test)]

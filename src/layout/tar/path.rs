@@ -100,6 +100,12 @@ mod tests {
     }
 
     #[test]
+    fn messages_quote_names_and_cut_long_ones() {
+        assert_eq!(quoted(b"a\n\xff"), "\"a\\n\\xff\"");
+        assert_eq!(quoted(&[b'a'; 150]), format!("\"{}...\"", "a".repeat(100)));
+    }
+
+    #[test]
     fn names_are_bytes_but_have_no_nul() {
         assert_eq!(clean_path(b"\xff/\n \xfe"), Ok(b"\xff/\n \xfe".to_vec()));
         assert!(clean_path(b"a\0b").is_err());

@@ -140,6 +140,35 @@ fn every_type_has_its_kind_and_only_files_have_content() {
 }
 
 #[test]
+fn device_numbers_of_pax_count_in_pairs_and_old_headers_have_none() {
+    let header = || Raw::new(b"x", b'4', 0).with(329, b"0000001\x000000003");
+    let (major, minor) = (("SCHILY.devmajor", &b"4294967295"[..]), ("SCHILY.devminor", &b"7"[..]));
+    let device = |major, minor| EntryKind::BlockDevice { major, minor };
+    let both = pax(b'x', &[major, minor]);
+    assert_eq!(one(&[both, header().done()]).kind, device(u32::MAX, 7));
+    assert_eq!(one(&[pax(b'x', &[minor]), header().done()]).kind, device(1, 3));
+    let old = header().with(257, &[0; 8]).with(345, b"no prefix").done();
+    let old = one(&[old]);
+    assert_eq!((old.path, old.kind), (b"x".to_vec(), device(0, 0)));
+    for number in ["4294967296", "9223372036854775808"] {
+        let record = pax(b'x', &[("SCHILY.devmajor", number.as_bytes()), minor]);
+        assert!(refusal(&[record, header().done()]).1.contains("device numbers"));
+    }
+}
+
+#[test]
+fn a_prefix_of_star_ends_in_front_of_its_times() {
+    let prefix = [b'p'; 131];
+    let times = b"14371573520\x0014371573520\0";
+    let star = Raw::new(b"name", b'0', 0).with(345, &prefix).with(476, times);
+    let path = [&prefix[..], b"/name"].concat();
+    assert_eq!(one(&[star.with(508, b"tar\0").done()]).path, path);
+    let path = [&prefix[..], b"14371573520/name"].concat();
+    let ustar = Raw::new(b"name", b'0', 0).with(345, &prefix).with(476, times);
+    assert_eq!(one(&[ustar.done()]).path, path);
+}
+
+#[test]
 fn long_names_and_links_of_gnu_replace_those_of_the_header() {
     let long = [b"d/".repeat(200).as_slice(), b"f"].concat();
     let nul = [long.as_slice(), b"\0ignored"].concat();
@@ -151,6 +180,24 @@ fn long_names_and_links_of_gnu_replace_those_of_the_header() {
     assert_eq!(entry.path, long);
     assert_eq!(entry.kind, EntryKind::Symlink { target: long });
     assert_eq!(entry.offset, 2 * (512 + 512));
+    // Empty ones replace nothing.
+    let entry = one(&[
+        Raw::gnu(b"././@LongLink", b'K', 1).then(b"\0"),
+        Raw::gnu(b"././@LongLink", b'L', 1).then(b"\0"),
+        Raw::gnu(b"short", b'2', 0).with(157, b"target").done(),
+    ]);
+    assert_eq!(entry.path, b"short");
+    assert_eq!(entry.kind, EntryKind::Symlink { target: b"target".to_vec() });
+}
+
+#[test]
+fn symbolic_links_have_targets_that_linux_could_follow() {
+    let link = |target: &[u8]| [pax(b'x', &[("linkpath", target)]), Raw::new(b"l", b'2', 0).done()];
+    let target = vec![b't'; path::PATH_BYTES_MAX];
+    assert_eq!(one(&link(&target)).kind, EntryKind::Symlink { target: target.clone() });
+    for bad in [&[&target[..], b"t"].concat()[..], b"a\0b"] {
+        assert!(refusal(&link(bad)).1.contains("symbolic link target"));
+    }
 }
 
 #[test]
@@ -218,6 +265,11 @@ fn early_docker_layers_have_a_prefix_in_a_gnu_header() {
     assert_eq!(entry.path, b"usr/share/long/name");
     let times = Raw::gnu(b"name", b'0', 0).with(345, b"00000000001\x0000000000002\0");
     assert_eq!(one(&[times.done()]).path, b"name");
+    let digits = Raw::gnu(b"name", b'0', 0).with(345, b"012345670123/usr");
+    assert_eq!(one(&[digits.done()]).path, b"012345670123/usr/name");
+    // A first time alone, and what else GNU keeps behind it.
+    let one_time = Raw::gnu(b"name", b'0', 0).with(345, b"00000000001\0\0offset");
+    assert_eq!(one(&[one_time.done()]).path, b"name");
 }
 
 #[test]
@@ -257,6 +309,43 @@ fn what_is_cut_off_is_refused_with_its_offset() {
     }
     // The padding of the last member says nothing.
     assert_eq!(names(&archive[..1112]).len(), 1);
+    // Nor do headers of no member, where the archive ends.
+    let zero = [0; RECORD_BYTES];
+    assert_eq!(names(&[&pax(b'x', &[("path", b"c")])[..], &zero].concat()), []);
+    assert_eq!(names(&pax(b'g', &[("uid", b"7")])), []);
+}
+
+#[test]
+fn entries_take_no_more_memory_than_their_limit() {
+    let plain = one(&[Raw::new(b"f", b'0', 0).done()]);
+    let bytes = metadata_bytes(&plain);
+    let grown = |change: fn(&mut Entry)| {
+        let mut entry = plain.clone();
+        change(&mut entry);
+        metadata_bytes(&entry) - bytes
+    };
+    assert!(bytes > size_of::<Entry>() as u64);
+    assert_eq!(grown(|e| e.path.extend(b"1234")), 4);
+    assert_eq!(grown(|e| e.kind = EntryKind::Symlink { target: b"123".to_vec() }), 3);
+    assert_eq!(grown(|e| e.kind = EntryKind::Hardlink { target: b"12345".to_vec() }), 5);
+    let chunks = vec![chunk(0, 0..1), chunk(5, 1..2), chunk(8, 2..3)];
+    let kind = EntryKind::Regular { size: 9, chunks };
+    let entry = Entry { kind, ..plain.clone() };
+    assert_eq!(metadata_bytes(&entry) - bytes, 3 * size_of::<Chunk>() as u64);
+    let pair = size_of::<(Vec<u8>, Vec<u8>)>() as u64;
+    let xattrs = |e: &mut Entry| {
+        e.attributes.xattrs =
+            vec![(b"name".to_vec(), b"1234567".to_vec()), (b"n".to_vec(), b"v".to_vec())];
+    };
+    assert_eq!(grown(xattrs), 2 * pair + 4 + 7 + 2);
+
+    let mut parser = TarParser::new();
+    parser.metadata_bytes = METADATA_BYTES_MAX - bytes;
+    let mut entries = Vec::new();
+    parser.push(&Raw::new(b"f", b'0', 0).done(), &mut entries).unwrap();
+    assert_eq!(entries, [plain]);
+    let refused = parser.push(&Raw::new(b"g", b'5', 0).done(), &mut entries);
+    assert!(matches!(refused, Err(Error::Limit { limit: METADATA_BYTES_MAX, .. })));
 }
 
 #[test]
@@ -290,11 +379,83 @@ fn hostile_headers_are_refused_with_their_offset() {
             [pax(b'x', &[("size", b"9223372036854775808")]), Raw::new(b"x", b'0', 0).done()]
                 .concat()
         }),
+        ("impossible size", {
+            [pax(b'x', &[("size", b"9223372036854775807")]), Raw::new(b"x", b'0', 0).done()]
+                .concat()
+        }),
     ] {
         let (offset, reason) = refusal(&[first.clone(), bad.clone()]);
         assert!(reason.contains(what), "{what}: {reason}");
         assert_eq!(offset, bad.len() as u64 - if what.starts_with("PAX") { 512 } else { 0 });
     }
+}
+
+#[test]
+fn old_gnu_sparse_maps_go_on_in_records_behind_the_header() {
+    let map = |starts: std::ops::Range<u64>| -> Vec<u8> {
+        starts.flat_map(|n| format!("{:011o}\0{:011o}\0", 10 * n, 2).into_bytes()).collect()
+    };
+    let record = |starts, more: u8| {
+        let mut record = map(starts);
+        record.resize(504, 0);
+        record.push(more);
+        record.resize(RECORD_BYTES, 0);
+        record
+    };
+    let header = |size| Raw::gnu(b"s", b'S', size).with(386, &map(0..4)).with(483, b"00000001000");
+    let chunks = |pieces: u64, at: u64| -> Vec<Chunk> {
+        (0..pieces).map(|n| chunk(10 * n, at + 2 * n..at + 2 * n + 2)).collect()
+    };
+    let next = Raw::new(b"next", b'0', 0).done();
+    let short = [header(8).then(&[1; 8]), next.clone()].concat();
+    let extended = [header(54).with(482, b"\x01").done(), record(4..25, 1), record(25..27, 0)];
+    let long = [&extended.concat()[..], &[1; 512], &next].concat();
+    for (archive, pieces, at) in [(short, 4, 512), (long, 27, 3 * 512)] {
+        for size in [1, 7, 512, archive.len()] {
+            let entries = parse_in_pieces(&archive, size).unwrap();
+            let chunks = chunks(pieces, at);
+            assert_eq!(entries[0].kind, EntryKind::Regular { size: 512, chunks });
+            assert_eq!((entries[1].path.as_slice(), entries[1].offset), (&b"next"[..], at + 512));
+        }
+    }
+    assert_eq!(refusal(&extended[..2]).0, 0);
+}
+
+#[test]
+fn a_sparse_map_of_pax_1_0_is_the_first_part_of_the_content() {
+    let records: [(&str, &[u8]); 4] = [
+        ("GNU.sparse.major", b"1"),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"real"),
+        ("GNU.sparse.realsize", b"9223372036854775807"),
+    ];
+    let archive = |pieces: u64, stored: u64| -> Vec<u8> {
+        let mut content = format!("{pieces}\n").into_bytes();
+        content.extend((1..=pieces).flat_map(|n| format!("{}\n1\n", 100 * n).into_bytes()));
+        content.resize(content.len().next_multiple_of(RECORD_BYTES), 0);
+        content.resize(content.len() + pieces as usize, b'c');
+        let header = Raw::new(b"GNUSparseFile.0/s", b'0', stored);
+        [pax(b'x', &records), header.then(&content), Raw::new(b"next", b'0', 0).done()].concat()
+    };
+    for (pieces, map_bytes) in [(3, 512), (100, 1024)] {
+        let archive = archive(pieces, map_bytes + pieces);
+        let start = 3 * 512 + map_bytes;
+        let chunks: Vec<_> =
+            (0..pieces).map(|n| chunk(100 * n + 100, start + n..start + n + 1)).collect();
+        for size in [1, 7, 512, archive.len()] {
+            let entries = parse_in_pieces(&archive, size).unwrap();
+            assert_eq!((entries.len(), entries[0].path.as_slice()), (2, &b"real"[..]));
+            let EntryKind::Regular { size: logical, chunks: found } = &entries[0].kind else {
+                panic!("{entries:?}");
+            };
+            assert_eq!((*logical, found), (i64::MAX as u64, &chunks));
+        }
+    }
+    assert_eq!(refusal(&[archive(100, 1023)]).1, "the sparse map exceeds the content");
+    let beyond =
+        pax(b'x', &[("GNU.sparse.map", b"0,0"), ("GNU.sparse.size", b"9223372036854775808")]);
+    let reason = refusal(&[beyond, Raw::new(b"s", b'0', 0).done()]).1;
+    assert!(reason.contains("impossible sparse size"), "{reason}");
 }
 
 proptest! {
