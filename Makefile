@@ -12,8 +12,9 @@ SOAK_SECONDS ?= 60
 # The one of this machine, else one of our own, built once and kept until `make clean`.
 DENY := $(or $(shell command -v cargo-deny 2>/dev/null),target/tools/bin/cargo-deny)
 DENY_CHECK = $(DENY) --log-level error check --hide-inclusion-graph
+MUTANTS := $(or $(shell command -v cargo-mutants 2>/dev/null),target/tools/bin/cargo-mutants)
 
-.PHONY: help setup build demo test fmt lint deny advisories bench bench-extension fuzz soak clean
+.PHONY: help setup build demo test fmt lint deny advisories bench bench-extension fuzz mutants soak clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -68,6 +69,16 @@ ifneq ($(shell command -v cargo-fuzz 2>/dev/null),)
 else
 	@echo 'cargo-fuzz is not installed: only the property tests ran (cargo install cargo-fuzz, and a nightly toolchain)'
 endif
+
+# .cargo/mutants.toml says what is changed. Status 3: all were noticed, some only because the tests
+# did not end any more, which they may also do by taking memory, hence the limit (KiB).
+mutants: $(MUTANTS) ## the code that reads and merges layers, changed in 600 places: a test must fail each time (40 minutes)
+	ulimit -v 8388608; export CARGO_PROFILE_DEV_DEBUG=0; \
+	    $(MUTANTS) mutants --output target || test $$? = 3
+
+target/tools/bin/cargo-mutants:
+	$(CARGO) install cargo-mutants --locked --version '^27.1' --root target/tools --target-dir target/tools/build
+	rm -rf target/tools/build
 
 soak: ## a minute of readers, evictions and faults at once (SOAK_SECONDS, LAYOUTFS_SEED)
 	LAYOUTFS_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --release --test it soak:: -- --nocapture
