@@ -30,6 +30,7 @@ pub mod shadow;
 pub mod sparse;
 pub mod tar;
 pub mod tar_write;
+pub mod toc;
 pub mod tree;
 pub mod view;
 pub mod whiteout;
