@@ -31,5 +31,6 @@ mod source_suite;
 mod sources;
 mod support;
 mod support_works;
+mod tables;
 mod tidy;
 mod tls;
