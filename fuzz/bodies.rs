@@ -1,6 +1,8 @@
 //! What each fuzz target does with its bytes. Here once, so that the fuzzer (`fuzz_targets/`) and
 //! the tests on stable (`tests/it/formats.rs`) do the same.
 
+use std::collections::BTreeMap;
+
 use layoutfs::fetch::auth::challenge::parse_challenges;
 use layoutfs::fetch::auth::config_file::ConfigFile;
 use layoutfs::fetch::registry::content_range::parse_content_range;
@@ -11,12 +13,13 @@ use layoutfs::layout::error::{Error, Result};
 use layoutfs::layout::image_argument::ImageArgument;
 use layoutfs::layout::index::scan::Scanner;
 use layoutfs::layout::index::spans::SpanBuilder;
-use layoutfs::layout::index::{LayerIndex, Proof, check, saved};
+use layoutfs::layout::index::{LayerIndex, Proof, check, is_seekable, saved};
 use layoutfs::layout::oci::finalize::{self, Configs};
 use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
 use layoutfs::layout::reference::Reference;
 use layoutfs::layout::shadow::{Judge, SourceKind};
 use layoutfs::layout::tar::TarParser;
+use layoutfs::layout::toc::{self, Place};
 use layoutfs::layout::tree::Builder;
 use layoutfs::layout::{Blob, Digest, codec};
 
@@ -265,4 +268,95 @@ pub fn headers(bytes: &[u8]) {
     if let Ok(file) = ConfigFile::parse(bytes, "fuzzed") {
         let _ = file.places("registry.example", "team/app", "fuzzed");
     }
+}
+
+/// A document, as eStargz and zstd:chunked store it, is refused, or its index keeps the rules.
+pub fn tables(bytes: &[u8]) {
+    let payload: u64 = 1 << 20;
+    let stored = in_gzip(&in_tar("stargz.index.json", bytes));
+    let extra = format!("SG\x16\0{payload:016x}STARGZ");
+    let header = b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0";
+    let end = [&stored, &header[..], extra.as_bytes(), &[0; 13]].concat();
+    let tail = &end[end.len().saturating_sub(toc::TAIL_BYTES as usize)..];
+    let found = toc::locate_in_tail(&BTreeMap::new(), payload + end.len() as u64, tail);
+    let location = found.expect("the footer is right").expect("there is a footer");
+    table(&location, &stored, payload + stored.len() as u64);
+
+    let stored = in_zstd(bytes);
+    let position = format!("{payload}:{}:{}:1", stored.len(), bytes.len());
+    let key = "io.github.containers.zstd-chunked.manifest-position".to_owned();
+    let blob_size = payload + stored.len() as u64;
+    match toc::locate(&BTreeMap::from([(key, position)]), blob_size) {
+        Ok(Place::At(location)) => table(&location, &stored, blob_size),
+        place => panic!("{place:?} for a position that is right"),
+    }
+}
+
+fn table(location: &toc::Location, stored: &[u8], blob_size: u64) {
+    let Ok(index) = toc::parse(location, stored, Digest::sha256_of(b"")) else { return };
+    assert_eq!(check(&index), Ok(()));
+    assert!(is_seekable(&index.spans));
+    assert!(index.spans.iter().all(|span| span.blob.end <= blob_size));
+    let saved = saved::encode(&index).expect("a table's index keeps the rules");
+    assert_eq!(saved::decode(&saved), Ok(index));
+}
+
+/// Annotations (`key value` lines up to an empty one) and a blob behind them: a table that is found
+/// lies inside the blob, and can be tried.
+pub fn table_places(bytes: &[u8]) {
+    let at = bytes.windows(2).position(|two| two == b"\n\n");
+    let (head, blob) = at.map_or((&b""[..], bytes), |at| (&bytes[..at], &bytes[at + 2..]));
+    let lines = std::str::from_utf8(head).unwrap_or_default().lines();
+    let pairs = lines.filter_map(|line| line.split_once(' '));
+    let annotations = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let size = blob.len() as u64;
+    let tail = &blob[blob.len().saturating_sub(toc::TAIL_BYTES as usize)..];
+    let announced = match toc::locate(&annotations, size) {
+        Ok(Place::At(location)) => Some(location),
+        _ => None,
+    };
+    let found = toc::locate_in_tail(&annotations, size, tail).ok().flatten();
+    for location in announced.into_iter().chain(found) {
+        let range = location.blob;
+        assert!(!range.is_empty() && range.end <= size);
+        table(&location, &blob[range.start as usize..range.end as usize], size);
+    }
+}
+
+/// One member and the end of the archive.
+fn in_tar(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+    header[156] = b'0';
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    [&header, content, &vec![0; content.len().next_multiple_of(512) - content.len() + 1024]]
+        .concat()
+}
+
+/// A gzip member of stored pieces; nobody looks at its checksum.
+fn in_gzip(content: &[u8]) -> Vec<u8> {
+    let mut member = b"\x1f\x8b\x08\0\0\0\0\0\0\xff".to_vec();
+    for piece in content.chunks(0xffff) {
+        let len = piece.len() as u16;
+        member.push(0);
+        member.extend(len.to_le_bytes().into_iter().chain((!len).to_le_bytes()));
+        member.extend_from_slice(piece);
+    }
+    member.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    member
+}
+
+/// A zstd frame of raw pieces, with a window of 4 MiB.
+fn in_zstd(content: &[u8]) -> Vec<u8> {
+    let mut frame = b"\x28\xb5\x2f\xfd\x00\x60".to_vec();
+    for piece in content.chunks(128 << 10) {
+        frame.extend(&(piece.len() as u32 * 8).to_le_bytes()[..3]);
+        frame.extend_from_slice(piece);
+    }
+    frame.extend([1, 0, 0]);
+    frame
 }
