@@ -125,7 +125,7 @@ fn members_and_frames_hold_the_same_tar() {
 fn a_saved_index_is_what_a_scan_finds() {
     let saved_index = fixture("index-v2.layoutindex");
     let (index, _) = scan(&fixture("member.tar.gz"), 4096);
-    assert!(index.spans.len() > 2 && !index.windows.is_empty(), "it is entered in its middle");
+    assert!(index.spans.len() > 1 && !index.windows.is_empty(), "it is entered in its middle");
     assert_eq!(saved::decode(&saved_index).as_ref(), Ok(&index));
 }
 
