@@ -7,11 +7,11 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use reqwest::Url;
 use reqwest::header::HeaderValue;
+use reqwest::{Method, Url};
 use serde::Deserialize;
 
-use super::super::http::{Http, Request, is_success, redacted};
+use super::super::http::{Content, Http, Request, is_success, redacted};
 use super::super::{Deadline, Error, ErrorKind, Result};
 use super::{Credential, basic, bearer_header};
 
@@ -160,7 +160,8 @@ async fn fetch(
 fn request(service: &Service, credential: &Credential) -> Request {
     let mut request = Request::get(service.realm.clone());
     if let Credential::Identity(token) = credential {
-        request.form = Some(vec![
+        request.method = Method::POST;
+        request.content = Content::Form(vec![
             ("grant_type", "refresh_token".to_owned()),
             ("service", service.service.clone()),
             ("client_id", CLIENT_ID.to_owned()),
@@ -236,7 +237,8 @@ mod tests {
         let request_of_identity = request(&service(), &Credential::Identity("it".to_owned()));
         assert_eq!(request_of_identity.url, service().realm);
         assert_eq!(request_of_identity.authorization, None);
-        let form = request_of_identity.form.expect("a form");
+        assert_eq!(request_of_identity.method, Method::POST);
+        let Content::Form(form) = request_of_identity.content else { panic!("no form") };
         assert!(form.contains(&("grant_type", "refresh_token".to_owned())));
         assert!(form.contains(&("refresh_token", "it".to_owned())));
         assert!(request(&service(), &Credential::Anonymous).authorization.is_none());

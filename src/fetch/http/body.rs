@@ -74,10 +74,15 @@ impl Answer {
         self.header(name)?.to_str().ok()
     }
 
+    /// All headers of that name that are text.
+    pub fn text_headers(&self, name: impl AsHeaderName) -> Vec<String> {
+        let values = self.response.headers().get_all(name);
+        values.iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect()
+    }
+
     /// All challenges, one string per `WWW-Authenticate` header.
     pub fn challenges(&self) -> Vec<String> {
-        let values = self.response.headers().get_all(WWW_AUTHENTICATE);
-        values.iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect()
+        self.text_headers(WWW_AUTHENTICATE)
     }
 
     /// The length that the head promises.

@@ -8,13 +8,15 @@ mod body;
 pub mod connections;
 mod failure;
 mod redact;
-mod redirect;
+pub mod redirect;
+mod upload;
 
 use std::error::Error as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderValue, LOCATION};
+use bytes::Bytes;
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Method, StatusCode, Url};
 
@@ -24,6 +26,7 @@ use crate::layout::reference::is_loopback_host;
 pub use body::{Answer, Stream};
 pub use failure::retry_after;
 pub use redact::redacted;
+use upload::Moved;
 
 /// What we are to servers.
 const USER_AGENT: &str = concat!("layoutfs/", env!("CARGO_PKG_VERSION"));
@@ -48,24 +51,46 @@ pub struct Http {
 /// What to ask for, and what to show for it.
 #[derive(Clone)]
 pub struct Request {
+    /// What is asked of `url`.
+    pub method: Method,
     /// Where; the redirects start here.
     pub url: Url,
     /// Sent on every hop.
     pub headers: HeaderMap,
     /// Sent only to the scheme, host and port of `url`.
     pub authorization: Option<HeaderValue>,
-    /// Sent by POST when present; then redirects are not followed.
-    pub form: Option<Vec<(&'static str, String)>>,
+    /// What is sent along.
+    pub content: Content,
+}
+
+/// The body of a request.
+#[derive(Clone)]
+pub enum Content {
+    /// None.
+    Nothing,
+    /// A form, which may hold credentials: redirects are not followed.
+    Form(Vec<(&'static str, String)>),
+    /// These bytes. Sent again where a redirect asks for the same request elsewhere.
+    Bytes(Bytes),
 }
 
 impl Request {
     /// A GET without headers or credentials.
     pub fn get(url: Url) -> Self {
-        Request { url, headers: HeaderMap::new(), authorization: None, form: None }
+        let (method, headers, content) = (Method::GET, HeaderMap::new(), Content::Nothing);
+        Request { method, url, headers, authorization: None, content }
     }
 
-    fn method(&self) -> Method {
-        if self.form.is_some() { Method::POST } else { Method::GET }
+    /// An answer of this status sends us elsewhere. What is pushed goes on only where the method
+    /// and the body stay what they are (RFC 9110, 15.4).
+    fn follows(&self, status: StatusCode) -> bool {
+        let is_read = matches!(self.method, Method::GET | Method::HEAD);
+        match (&self.content, status.as_u16()) {
+            (Content::Form(_), _) => false,
+            (_, 307 | 308) => true,
+            (_, 301..=303) => is_read,
+            _ => false,
+        }
     }
 }
 
@@ -102,9 +127,8 @@ impl Http {
         let mut url = request.url.clone();
         loop {
             let answer = self.send_once(request, &url, deadline).await?;
-            let is_redirect = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-            let location = answer.header(LOCATION);
-            let (true, Some(location), None) = (is_redirect, location, &request.form) else {
+            let follows = request.follows(answer.status());
+            let (true, Some(location)) = (follows, answer.header(LOCATION)) else {
                 return Ok(answer);
             };
             visited.push(url.clone());
@@ -118,7 +142,7 @@ impl Http {
 
     async fn send_once(&self, request: &Request, url: &Url, deadline: Deadline) -> Result<Answer> {
         self.check_scheme(url)?;
-        let method = request.method();
+        let method = &request.method;
         let mut builder = self
             .client_for(url)?
             .request(method.clone(), url.clone())
@@ -129,14 +153,21 @@ impl Http {
         {
             builder = builder.header(reqwest::header::AUTHORIZATION, value.clone());
         }
-        if let Some(form) = &request.form {
-            builder = builder.form(form);
+        let moved = Moved::default();
+        match &request.content {
+            Content::Nothing => {}
+            Content::Form(form) => builder = builder.form(form),
+            Content::Bytes(bytes) => {
+                builder = builder.header(CONTENT_LENGTH, bytes.len()).body(moved.body(bytes));
+            }
         }
         let what = format!("{method} {}", redacted(url));
-        match tokio::time::timeout_at(deadline.at().into(), builder.send()).await {
-            Err(_) => Err(failure::deadline_passed(&what, deadline.stall())),
-            Ok(Err(error)) => Err(failure::transport(&what, &error)),
-            Ok(Ok(response)) => Ok(Answer::new(what, url.clone(), response, deadline)),
+        match moved.wait_for(builder.send(), deadline).await {
+            None => Err(failure::deadline_passed(&what, deadline.stall())),
+            Some(Err(error)) => Err(failure::transport(&what, &error)),
+            Some(Ok(response)) => {
+                Ok(Answer::new(what, url.clone(), response, moved.renewed(deadline)))
+            }
         }
     }
 
@@ -197,7 +228,7 @@ fn is_loopback(url: &Url) -> bool {
     url.host_str().is_some_and(is_loopback_host)
 }
 
-/// The statuses that carry what was asked for.
+/// The statuses that carry what was read.
 pub fn is_success(status: StatusCode) -> bool {
     matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT)
 }

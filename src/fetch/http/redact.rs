@@ -3,7 +3,7 @@
 use reqwest::Url;
 
 /// Query parameters that help and are no secret. Signed addresses keep theirs in all the others.
-const SHOWN_PARAMETERS: [&str; 3] = ["scope", "service", "n"];
+const SHOWN_PARAMETERS: [&str; 5] = ["scope", "service", "n", "digest", "artifactType"];
 
 /// A URL that somebody can still read in a message.
 const URL_CHARS_MAX: usize = 300;

@@ -18,28 +18,38 @@ pub fn next(visited: &[Url], location: &HeaderValue) -> Result<Url> {
     let Some(from) = visited.last() else {
         return Err(Error::new(ErrorKind::Protocol, "a redirect from nowhere"));
     };
-    let wrong = |reason: &str| {
-        Error::new(ErrorKind::Protocol, format!("redirect from {}: {reason}", redacted(from)))
-    };
-    let location = location.to_str().map_err(|_| wrong("the Location header is not ASCII"))?;
-    let mut next = from.join(location).map_err(|_| wrong("the Location header is not a URL"))?;
+    let next = resolve("redirect", from, location)?;
+    if visited.contains(&next) {
+        return Err(wrong("redirect", from, "it leads back to where it came from"));
+    }
+    if visited.len() > REDIRECTS_MAX {
+        return Err(wrong("redirect", from, &format!("more than {REDIRECTS_MAX} redirects")));
+    }
+    Ok(next)
+}
+
+/// The address that `from` gave in a header, absolute or relative; `what` names it in errors.
+///
+/// # Errors
+/// [`ErrorKind::Protocol`] for an address that is none, or one that leaves HTTPS.
+pub fn resolve(what: &str, from: &Url, location: &HeaderValue) -> Result<Url> {
+    let location = location.to_str().map_err(|_| wrong(what, from, "it is not ASCII"))?;
+    let mut next = from.join(location).map_err(|_| wrong(what, from, "it is not a URL"))?;
     next.set_fragment(None);
     if !matches!(next.scheme(), "http" | "https") || next.host_str().is_none() {
-        return Err(wrong("it leads to something that is not HTTP"));
+        return Err(wrong(what, from, "it leads to something that is not HTTP"));
     }
     if from.scheme() == "https" && next.scheme() == "http" {
-        return Err(wrong(&format!("it leaves HTTPS for {}", redacted(&next))));
+        return Err(wrong(what, from, &format!("it leaves HTTPS for {}", redacted(&next))));
     }
     // A user in a Location would become credentials that nobody gave us.
     let _ = next.set_username("");
     let _ = next.set_password(None);
-    if visited.contains(&next) {
-        return Err(wrong("it leads back to where it came from"));
-    }
-    if visited.len() > REDIRECTS_MAX {
-        return Err(wrong(&format!("more than {REDIRECTS_MAX} redirects")));
-    }
     Ok(next)
+}
+
+fn wrong(what: &str, from: &Url, reason: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("{what} from {}: {reason}", redacted(from)))
 }
 
 #[cfg(test)]
