@@ -15,6 +15,7 @@ use layoutfs::layout::index::scan::Scanner;
 use layoutfs::layout::index::spans::SpanBuilder;
 use layoutfs::layout::index::{LayerIndex, Proof, check, is_seekable, saved};
 use layoutfs::layout::oci::finalize::{self, Configs};
+use layoutfs::layout::oci::referrer::{self, IndexArtifact};
 use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
 use layoutfs::layout::reference::Reference;
 use layoutfs::layout::shadow::{Judge, SourceKind};
@@ -162,7 +163,17 @@ pub fn documents(bytes: &[u8]) {
             assert!(chosen.is_ok_and(|c| index.manifests.contains(c)) || index.manifests.len() > 1);
         }
     }
+    if let Ok(artifact) = IndexArtifact::parse("artifact", bytes)
+        && let Ok(again) = artifact.to_bytes()
+    {
+        let again = IndexArtifact::parse("artifact", &again).expect("what we write is read");
+        assert_eq!(again.layers, artifact.layers);
+    }
     let blob = Blob { digest: Digest::sha256_of(bytes), size: bytes.len() as u64 };
+    let entry = Descriptor::new(oci::OCI_MANIFEST, blob);
+    if let Ok(Some(list)) = referrer::add_to_list("list", Some(bytes), &entry) {
+        assert_eq!(referrer::add_to_list("list", Some(&list), &entry), Ok(None));
+    }
     let config = ImageConfig::parse(&Descriptor::new(oci::OCI_CONFIG, blob), bytes);
     if let (Ok(manifest), Ok(config)) = (manifest, config) {
         let _ = oci::rootfs_layers(&manifest, &config);

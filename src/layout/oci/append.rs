@@ -119,7 +119,10 @@ pub(super) fn object<'v>(value: &'v mut Value, name: &str) -> Result<&'v mut Map
 }
 
 /// The array `name`, made where it is missing or null (as Go writes an empty one).
-fn array<'v>(fields: &'v mut Map<String, Value>, name: &str) -> Result<&'v mut Vec<Value>> {
+pub(super) fn array<'v>(
+    fields: &'v mut Map<String, Value>,
+    name: &str,
+) -> Result<&'v mut Vec<Value>> {
     let value = fields.entry(name).or_insert(Value::Null);
     if value.is_null() {
         *value = Value::Array(Vec::new());

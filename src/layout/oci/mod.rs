@@ -1,7 +1,7 @@
 //! One OCI document's bytes -> the descriptors that it refers to.
 //!
 //! OCI and Docker media types are equals here, and are kept verbatim. Nothing is written again
-//! (but by [`append`] and [`finalize`]): what is stored are the original bytes, so a field that we do
+//! (but by [`append`], [`finalize`] and [`referrer`]): what is stored are the original bytes, so a field that we do
 //! not know costs nothing. It does not know where documents come from, nor does it follow
 //! descriptors.
 
@@ -11,6 +11,7 @@ mod config;
 mod descriptor;
 pub mod finalize;
 mod platform;
+pub mod referrer;
 
 use std::collections::BTreeMap;
 
