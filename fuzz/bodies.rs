@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use layoutfs::fetch::auth::challenge::parse_challenges;
 use layoutfs::fetch::auth::config_file::ConfigFile;
 use layoutfs::fetch::registry::content_range::parse_content_range;
+use layoutfs::fetch::registry::link::next_page;
 use layoutfs::layout::accounts::Accounts;
 use layoutfs::layout::buildpacks::{Extension, PlatformApi, RunImage};
 use layoutfs::layout::entry::Entry;
@@ -272,6 +273,7 @@ pub fn headers(bytes: &[u8]) {
         for challenge in parse_challenges(text) {
             let _ = challenge.parameter("realm");
         }
+        assert!(next_page(text).is_none_or(|page| text.contains(page)));
         if let Some((range, total)) = parse_content_range(text) {
             assert!(!range.is_empty() && total.is_none_or(|total| range.end <= total));
         }

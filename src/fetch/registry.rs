@@ -1,20 +1,26 @@
 //! Source: a repository of a registry, by ranged GET (OCI distribution-spec 1.1, Docker
-//! Registry HTTP API V2). Its manifests too.
+//! Registry HTTP API V2). Its manifests too; writing is in `push` and `referrers`.
 
+mod ask;
 pub mod content_range;
+pub mod link;
 mod locations;
+mod push;
+mod referrers;
+mod tries;
 
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use reqwest::StatusCode;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE,
+    ACCEPT, ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    RANGE,
 };
-use reqwest::{StatusCode, Url};
 
 use super::auth::bearer::Tokens;
 use super::auth::keychain::{Keychain, KeychainConfig};
-use super::auth::{Access, Authorization};
+use super::auth::{Access, Authorization, Purpose};
 use super::http::connections::{Connection, Connections};
 use super::http::{Answer, Http, Request, is_success};
 use super::{Body, BoxFuture, Deadline, Distrust, Error, ErrorKind, Result, Source};
@@ -22,8 +28,12 @@ use crate::layout::range::ByteRange;
 use crate::layout::reference::{Reference, is_tag};
 use crate::layout::{Blob, Digest};
 
+use ask::Call;
 use content_range::{parse_content_range, range_header};
 use locations::Locations;
+
+pub use push::{Pushed, PushedManifest};
+pub use referrers::{Attached, Listed, REFERRERS_MAX, REFERRERS_PAGES_MAX};
 
 /// The largest manifest: registries must take this much, and need not take more
 /// (distribution-spec, "Pushing Manifests").
@@ -47,7 +57,8 @@ pub struct Registries {
 pub struct Registry {
     shared: Arc<Registries>,
     reference: Reference,
-    authorization: Authorization,
+    to_pull: Authorization,
+    to_push: Authorization,
     locations: Locations,
     connection: Connection,
     /// `https` or `http`, once an answer has shown which.
@@ -82,9 +93,12 @@ impl Registries {
 
     /// The repository of `reference`; its tag and digest do not matter. Nothing is asked yet.
     pub fn repository(self: &Arc<Self>, reference: &Reference) -> Registry {
+        let authorization =
+            |purpose| Authorization::new(reference.registry(), reference.repository(), purpose);
         Registry {
             shared: Arc::clone(self),
-            authorization: Authorization::new(reference.registry(), reference.repository()),
+            to_pull: authorization(Purpose::Pull),
+            to_push: authorization(Purpose::Push),
             reference: reference.clone(),
             locations: Locations::new(),
             connection: self.connections.to(reference.registry_host()),
@@ -100,30 +114,37 @@ impl Registry {
     /// [`ErrorKind::DigestMismatch`] when the bytes are not those that were asked for or
     /// announced, [`ErrorKind::Invalid`] beyond [`MANIFEST_BYTES_MAX`], and what requests fail with.
     pub async fn manifest(&self, identifier: &str, deadline: Deadline) -> Result<Manifest> {
+        Ok(self.versioned_manifest(identifier, deadline).await?.0)
+    }
+
+    /// The same with its entity tag, if the registry gives one that `If-Match` may have.
+    async fn versioned_manifest(
+        &self,
+        identifier: &str,
+        deadline: Deadline,
+    ) -> Result<(Manifest, Option<HeaderValue>)> {
         let asked: Option<Digest> = identifier.parse().ok();
         if asked.is_none() && !is_tag(identifier) {
             let what = format!("{}: {identifier:?}", self.name());
             return Err(Error::new(ErrorKind::Invalid, format!("{what} is no tag and no digest")));
         }
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MANIFEST_TYPES))]);
-        let path = format!("manifests/{identifier}");
-        let answer = self.ask(&path, &headers, deadline).await?;
+        let call = Call::get(format!("manifests/{identifier}"), headers);
+        let answer = self.ask(&call, deadline).await?;
         if answer.status() != StatusCode::OK {
             return Err(self.refusal(answer, "check the repository name and the tag").await);
         }
         let announced = answer.text_header(DOCKER_CONTENT_DIGEST).and_then(|d| d.parse().ok());
         let content_type = answer.text_header(CONTENT_TYPE).unwrap_or_default().to_owned();
+        let version = answer.header(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/")).cloned();
         let bytes = answer.read_all(MANIFEST_BYTES_MAX).await?;
         for promised in [asked, announced].iter().flatten() {
             promised.verify(&bytes).map_err(|e| {
                 Error::from(e).context(format!("{}: manifest {identifier}", self.name()))
             })?;
         }
-        Ok(Manifest {
-            media_type: media_type(&content_type, &bytes),
-            digest: asked.or(announced).unwrap_or_else(|| Digest::sha256_of(&bytes)),
-            bytes,
-        })
+        let digest = asked.or(announced).unwrap_or_else(|| Digest::sha256_of(&bytes));
+        Ok((Manifest { media_type: media_type(&content_type, &bytes), digest, bytes }, version))
     }
 
     /// A small blob, whole and checked.
@@ -214,7 +235,8 @@ impl Registry {
                 _ => self.locations.forget(&blob.digest, &url),
             }
         }
-        let answer = self.ask(&format!("blobs/{}", blob.digest), &headers, deadline).await?;
+        let call = Call::get(format!("blobs/{}", blob.digest), headers);
+        let answer = self.ask(&call, deadline).await?;
         if !is_success(answer.status()) {
             return Err(self.refusal(answer, "the repository does not have this blob").await);
         }
@@ -222,123 +244,6 @@ impl Registry {
             self.locations.remember(blob.digest, answer.url().clone());
         }
         Ok(answer)
-    }
-
-    /// Asks the registry, with credentials once it wants them.
-    async fn ask(&self, path: &str, headers: &HeaderMap, deadline: Deadline) -> Result<Answer> {
-        let access = &self.shared.access;
-        let mut shown = self.authorization.current(access, deadline).await?;
-        let mut is_answered = false;
-        loop {
-            let mut answer = self.ask_once(path, headers, shown.as_ref(), deadline).await?;
-            if !self.is_own(answer.url()) || is_answered {
-                return Ok(answer);
-            }
-            let mut refused = None;
-            if answer.status() == StatusCode::FORBIDDEN && shown.is_some() {
-                // Some say so when a token has expired, and send no challenge with it: the one that
-                // comes without credentials tells where to get others.
-                let anew = self.ask_once(path, headers, None, deadline).await?;
-                if anew.status() != StatusCode::UNAUTHORIZED || !self.is_own(anew.url()) {
-                    return Ok(if is_success(anew.status()) { anew } else { answer });
-                }
-                refused = Some(std::mem::replace(&mut answer, anew));
-            }
-            if answer.status() != StatusCode::UNAUTHORIZED {
-                return Ok(answer);
-            }
-            is_answered = true;
-            let (url, challenges) = (answer.url().clone(), answer.challenges());
-            let header = self
-                .authorization
-                .answer(access, &url, &challenges, shown.as_ref(), deadline)
-                .await?;
-            let Some(header) = header else { return Ok(refused.unwrap_or(answer)) };
-            // Read to its end, the connection is free for the next request.
-            drop(answer.into_error("").await);
-            shown = Some(header);
-        }
-    }
-
-    /// One request, by the scheme that the registry speaks; the first answer decides which.
-    async fn ask_once(
-        &self,
-        path: &str,
-        headers: &HeaderMap,
-        authorization: Option<&HeaderValue>,
-        deadline: Deadline,
-    ) -> Result<Answer> {
-        let send = async |scheme: &str| {
-            let request = Request {
-                headers: headers.clone(),
-                authorization: authorization.cloned(),
-                ..Request::get(self.url(scheme, path)?)
-            };
-            self.shared.access.http.send(&request, deadline).await
-        };
-        if let Some(scheme) = self.scheme.get() {
-            return send(scheme).await;
-        }
-        let (first, second) = self.schemes();
-        let outcome = send(first).await;
-        let Some(second) = second.filter(|_| may_speak_another_scheme(&outcome)) else {
-            if outcome.is_ok() {
-                self.scheme.get_or_init(|| first);
-            }
-            return outcome;
-        };
-        match send(second).await {
-            Ok(answer) => {
-                self.scheme.get_or_init(|| second);
-                Ok(answer)
-            }
-            // A refused certificate shows that the second scheme is the right one, and without a
-            // certificate store it may be. Otherwise the first outcome is the one to tell.
-            Err(error) if matches!(error.kind, ErrorKind::Protocol | ErrorKind::Local) => {
-                Err(error)
-            }
-            Err(_) => outcome,
-        }
-    }
-
-    /// The scheme to try first, and the other one where both may be right. A registry on this
-    /// machine speaks plain HTTP until it shows that it does not; elsewhere plain HTTP is only for
-    /// `insecure`, and last.
-    fn schemes(&self) -> (&'static str, Option<&'static str>) {
-        match (self.reference.is_loopback(), self.shared.access.http.is_insecure()) {
-            (true, _) => ("http", Some("https")),
-            (false, true) => ("https", Some("http")),
-            (false, false) => ("https", None),
-        }
-    }
-
-    fn url(&self, scheme: &str, path: &str) -> Result<Url> {
-        let (host, repository) = (self.reference.registry_host(), self.reference.repository());
-        let text = format!("{scheme}://{host}/v2/{repository}/{path}");
-        Url::parse(&text).map_err(|e| Error::new(ErrorKind::Invalid, format!("{text}: {e}")))
-    }
-
-    /// `url` is at the registry itself, not at a storage that it redirects to.
-    fn is_own(&self, url: &Url) -> bool {
-        self.url(url.scheme(), "").is_ok_and(|own| own.origin() == url.origin())
-    }
-
-    /// The error that an answer is, with a hint that fits it.
-    async fn refusal(&self, answer: Answer, missing_hint: &str) -> Error {
-        let registry = self.reference.registry();
-        let hint = match answer.status().as_u16() {
-            401 | 403 if !self.is_own(answer.url()) => {
-                "the storage behind the registry refused the address that the registry gave"
-                    .to_owned()
-            }
-            401 | 403 => format!(
-                "check the repository name, and run \"podman login {registry}\" or pass --authfile"
-            ),
-            404 => missing_hint.to_owned(),
-            416 => "the registry's blob is smaller than its descriptor says".to_owned(),
-            _ => String::new(),
-        };
-        answer.into_error(&hint).await
     }
 }
 
@@ -369,15 +274,6 @@ impl Source for Registry {
 
     fn name(&self) -> String {
         format!("{}/{}", self.reference.registry(), self.reference.repository())
-    }
-}
-
-/// The other scheme may be the right one: no HTTP came back, or a server says 400, which is how
-/// TLS servers answer plain HTTP. A passed deadline or a refused certificate stay what they are.
-fn may_speak_another_scheme(outcome: &Result<Answer>) -> bool {
-    match outcome {
-        Ok(answer) => answer.status() == StatusCode::BAD_REQUEST,
-        Err(error) => matches!(error.kind, ErrorKind::Network | ErrorKind::Protocol),
     }
 }
 
@@ -440,24 +336,5 @@ mod tests {
         assert_eq!(media_type("", document.as_bytes()), oci);
         assert_eq!(media_type("application/json", document.as_bytes()), oci);
         assert_eq!(media_type("text/plain", b"{}"), "text/plain");
-    }
-
-    #[test]
-    fn each_registry_is_reached_by_the_scheme_that_is_safe_there() {
-        for (reference, insecure, expected) in [
-            ("r.io/a", false, ("https", None)),
-            ("r.io/a", true, ("https", Some("http"))),
-            ("localhost:5000/a", false, ("http", Some("https"))),
-            ("[::1]:5000/a", true, ("http", Some("https"))),
-        ] {
-            let registries = Registries::new(&KeychainConfig::default(), insecure);
-            let reference: Reference = reference.parse().expect("a reference");
-            let registry = registries.expect("registries").repository(&reference);
-            assert_eq!(registry.schemes(), expected, "{reference}");
-        }
-        let registries = Registries::new(&KeychainConfig::default(), false).expect("registries");
-        let hub = registries.repository(&"debian:13".parse().expect("a reference"));
-        let url = hub.url("https", "manifests/13").expect("a URL");
-        assert_eq!(url.as_str(), "https://registry-1.docker.io/v2/library/debian/manifests/13");
     }
 }

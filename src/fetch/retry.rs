@@ -275,12 +275,12 @@ pub fn schedule(
 }
 
 /// A number in `0.0..1.0` from the standard library's only source of randomness.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     let bits = RandomState::new().build_hasher().finish() >> 32;
     bits as f64 / 2f64.powi(32)
 }
 
-fn given_up(mut error: Error, attempts: u32) -> Error {
+pub(super) fn given_up(mut error: Error, attempts: u32) -> Error {
     if attempts > 1 {
         error.message = format!("{} (attempt {attempts}, the last)", error.message);
     }

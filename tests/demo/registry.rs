@@ -11,6 +11,8 @@ mod faults;
 mod image;
 #[path = "../it/support/layer.rs"]
 mod layer;
+#[path = "../it/support/referrers.rs"]
+mod referrers;
 #[path = "../it/support/registry.rs"]
 mod registry;
 mod sample;

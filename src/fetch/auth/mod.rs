@@ -69,10 +69,21 @@ pub struct Access {
     pub tokens: Tokens,
 }
 
-/// The state of one repository's authorization.
+/// What is to be done in a repository: what a token must permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Reading.
+    Pull,
+    /// Reading and writing.
+    Push,
+}
+
+/// The state of one repository's authorization, for one purpose: a token that may write is not
+/// shown where reading is enough.
 pub struct Authorization {
     registry: String,
     repository: String,
+    purpose: Purpose,
     known: Mutex<Known>,
 }
 
@@ -86,10 +97,11 @@ enum Known {
 
 impl Authorization {
     /// Nothing is known yet about this repository.
-    pub fn new(registry: &str, repository: &str) -> Self {
+    pub fn new(registry: &str, repository: &str, purpose: Purpose) -> Self {
         Authorization {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
+            purpose,
             known: Mutex::new(Known::Nothing),
         }
     }
@@ -183,9 +195,12 @@ impl Authorization {
         if !matches!((url.scheme(), realm.scheme()), (_, "https") | ("http", "http")) {
             return Err(wrong("would send credentials without TLS"));
         }
-        let scope = match challenge.parameter("scope") {
-            Some(scope) if !scope.is_empty() => scope.to_owned(),
-            _ => format!("repository:{}:pull", self.repository),
+        let wanted = challenge.parameter("scope").filter(|scope| !scope.is_empty());
+        let scope = match (wanted, self.purpose) {
+            (Some(scope), Purpose::Pull) => scope.to_owned(),
+            (Some(scope), Purpose::Push) => with_push(scope),
+            (None, Purpose::Pull) => format!("repository:{}:pull", self.repository),
+            (None, Purpose::Push) => format!("repository:{}:pull,push", self.repository),
         };
         Ok(Service {
             registry: self.registry.clone(),
@@ -200,5 +215,40 @@ impl Authorization {
             ErrorKind::Authentication,
             format!("the token for {} has characters that no header can carry", self.registry),
         )
+    }
+}
+
+/// A scope whose repositories may be written to. The first request of a push is a read, and its
+/// challenge would give a token that is refused by the next one. The name stays what the registry
+/// called it.
+fn with_push(scope: &str) -> String {
+    let widened = scope.split_ascii_whitespace().map(|one| {
+        let (resource, actions) = one.rsplit_once(':').unwrap_or((one, ""));
+        match resource.starts_with("repository:") {
+            true if ["", "pull", "push", "push,pull"].contains(&actions) => {
+                format!("{resource}:pull,push")
+            }
+            _ => one.to_owned(),
+        }
+    });
+    widened.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_to_push_keeps_the_names_and_all_that_is_not_a_repository() {
+        for (scope, widened) in [
+            ("repository:a/b:pull", "repository:a/b:pull,push"),
+            ("repository:h:5000/a:push", "repository:h:5000/a:pull,push"),
+            ("repository:a:pull,push", "repository:a:pull,push"),
+            ("repository:a:*", "repository:a:*"),
+            ("registry:catalog:* repository:a:pull", "registry:catalog:* repository:a:pull,push"),
+            ("odd", "odd"),
+        ] {
+            assert_eq!(with_push(scope), widened);
+        }
     }
 }

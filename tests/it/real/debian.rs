@@ -152,7 +152,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    fn serve(storage: PathBuf, read_only: bool) -> Self {
+    /// Starts over a directory, which may be empty.
+    pub fn serve(storage: PathBuf, read_only: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let configuration = dir.path().join("registry.json");
         let settings = serde_json::json!({

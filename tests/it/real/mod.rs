@@ -11,4 +11,5 @@ pub mod debian;
 mod layout_view;
 mod paths;
 pub mod programs;
+mod referrers;
 mod rootfs;

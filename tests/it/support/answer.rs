@@ -1,4 +1,4 @@
-//! The registry's answers: manifests, blobs and their ranges, referrers, storage addresses.
+//! The registry's answers: manifests, blobs and their ranges, storage addresses.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,6 +14,7 @@ use hyper::{HeaderMap, Method, Response, StatusCode};
 use layoutfs::layout::Digest;
 
 use super::faults::Action;
+use super::referrers::referrers;
 use super::registry::{Request, Shared, Store};
 use super::uploads;
 
@@ -202,6 +203,9 @@ async fn route(shared: &Arc<Shared>, asked: &Asked, body: Incoming) -> Reply {
     if let Some(digest) = asked.path.strip_prefix("/storage/") {
         return storage(&shared.store.lock().unwrap(), asked, digest);
     }
+    if asked.path.starts_with("/uploads/") {
+        return uploads::push_here_for_another(shared, asked, body).await;
+    }
     if let Err(reply) = shared.tokens.admit(asked) {
         return *reply;
     }
@@ -225,9 +229,14 @@ async fn route(shared: &Arc<Shared>, asked: &Asked, body: Incoming) -> Reply {
 
 fn manifest(store: &Store, repository: &str, reference: &str) -> Reply {
     match store.manifest(repository, reference) {
-        Some((digest, manifest)) => Reply::new(StatusCode::OK)
-            .with("docker-content-digest", digest)
-            .body(&manifest.media_type, manifest.bytes),
+        Some((digest, manifest)) => {
+            let reply = Reply::new(StatusCode::OK).with("docker-content-digest", digest);
+            let reply = match store.has_versions {
+                true => reply.with("etag", format!("\"{digest}\"")),
+                false => reply,
+            };
+            reply.body(&manifest.media_type, manifest.bytes)
+        }
         None => Reply::not_found("MANIFEST_UNKNOWN"),
     }
 }
@@ -278,37 +287,6 @@ fn tags(store: &Store, repository: &str) -> Reply {
     let tags: Vec<_> = found.tags.keys().collect();
     let list = serde_json::json!({"name": repository, "tags": tags});
     Reply::new(StatusCode::OK).body("application/json", list.to_string())
-}
-
-/// The manifests whose `subject` is `digest`, as an image index (distribution-spec, referrers).
-fn referrers(store: &Store, asked: &Asked, repository: &str, digest: &str) -> Reply {
-    let wanted = asked.parameter("artifactType");
-    let mut found = Vec::new();
-    let manifests = store.repositories.get(repository).map(|r| &r.manifests);
-    for (own, manifest) in manifests.into_iter().flatten() {
-        let Ok(document) = serde_json::from_slice::<serde_json::Value>(&manifest.bytes) else {
-            continue;
-        };
-        let artifact_type = document["artifactType"]
-            .as_str()
-            .or(document["config"]["mediaType"].as_str())
-            .unwrap_or_default();
-        let fits = wanted.is_none_or(|w| w == artifact_type);
-        if document["subject"]["digest"] != digest || !fits {
-            continue;
-        }
-        found.push(serde_json::json!({
-            "mediaType": manifest.media_type, "digest": own.to_string(),
-            "size": manifest.bytes.len(), "artifactType": artifact_type,
-            "annotations": document.get("annotations").cloned().unwrap_or_default(),
-        }));
-    }
-    found.sort_by_key(|d| d["digest"].to_string());
-    let media_type = "application/vnd.oci.image.index.v1+json";
-    let index =
-        serde_json::json!({"schemaVersion": 2, "mediaType": media_type, "manifests": found});
-    let reply = Reply::new(StatusCode::OK).body(media_type, index.to_string());
-    if wanted.is_some() { reply.with("oci-filters-applied", "artifactType") } else { reply }
 }
 
 /// The blob or the part that the `Range` header wants (RFC 9110, section 14).

@@ -9,6 +9,7 @@ pub mod image;
 pub mod layer;
 pub mod listing;
 pub mod mount;
+pub mod referrers;
 pub mod registry;
 pub mod tokens;
 pub mod uploads;

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 
 use super::answer;
 use super::faults::{Fault, Faults};
+use super::referrers::ReferrersApi;
 use super::tokens::{Auth, Tokens};
 
 /// A running registry. It has its own thread and runtime, so blocking tests may use it, and it
@@ -50,8 +51,25 @@ pub struct Store {
     pub redirect: Option<Redirect>,
     /// Changes when signed addresses are revoked.
     pub signing_secret: u64,
-    /// Registries whose blobs are served here below `/storage/`.
+    /// Registries whose blobs are served here below `/storage/`, and taken below `/uploads/`.
     pub storage_of: Vec<Arc<Shared>>,
+    pub upload_place: UploadPlace,
+    pub referrers: ReferrersApi,
+    /// Manifests have entity tags, and pushes may depend on them.
+    pub has_versions: bool,
+    /// What tags point to as soon as they were put: somebody else is always a little later.
+    pub rivals: Vec<Digest>,
+}
+
+/// Where POST says that an upload goes on.
+#[derive(Debug, Clone, Default)]
+pub struct UploadPlace {
+    /// Before the path: empty for this server without naming it.
+    pub base: String,
+    /// What has to come back in the query, as `state`.
+    pub state: Option<String>,
+    /// At another registry's `/uploads/` rather than here.
+    pub is_elsewhere: bool,
 }
 
 /// One repository: blobs elsewhere in the registry are not visible here.
@@ -215,6 +233,33 @@ impl Registry {
     pub fn redirect_blobs_to(&self, storage: &Registry, lifetime: Duration) {
         self.store().redirect = Some(Redirect { base: storage.url(), lifetime });
         storage.store().storage_of.push(Arc::clone(&self.shared));
+    }
+
+    /// POST says from now on that uploads go on there.
+    pub fn set_upload_place(&self, place: UploadPlace) {
+        self.store().upload_place = place;
+    }
+
+    /// Uploads go on at `storage`, which takes them without credentials.
+    pub fn send_uploads_to(&self, storage: &Registry) {
+        let state = Some("signed&by=us".to_owned());
+        self.set_upload_place(UploadPlace { base: storage.url(), state, is_elsewhere: true });
+        storage.store().storage_of.push(Arc::clone(&self.shared));
+    }
+
+    /// What the registry does about referrers from now on.
+    pub fn set_referrers(&self, api: ReferrersApi) {
+        self.store().referrers = api;
+    }
+
+    /// Manifests have entity tags from now on, and a push may depend on them.
+    pub fn set_versions(&self) {
+        self.store().has_versions = true;
+    }
+
+    /// The next tag that is put points to `rival` at once: another client has put that.
+    pub fn overtake_next_tag(&self, rival: Digest) {
+        self.store().rivals.push(rival);
     }
 
     /// Every signed address given so far is refused from now on.
