@@ -11,6 +11,7 @@ use layoutfs::layout::Blob;
 use layoutfs::layout::range::ByteRange;
 
 use crate::source_suite::read;
+use crate::support::ground::Ground;
 use crate::support::registry::Registry;
 use crate::support::tokens::{Auth, Bearer, Login, base64};
 
@@ -90,7 +91,7 @@ async fn readers_that_need_the_same_token_share_its_fetch() {
 async fn user_and_password_open_basic_and_bearer_registries() {
     for auth in [Auth::Basic(ann()), Auth::Bearer(bearer_of_ann())] {
         let (registry, blob) = guarded(auth);
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Ground::new();
         let client = client(&registry, &login_of_ann(&registry, dir.path()));
         for _ in 0..2 {
             assert_eq!(read(&client, &blob, WHOLE).await.unwrap(), CONTENT);
@@ -104,7 +105,7 @@ async fn user_and_password_open_basic_and_bearer_registries() {
 async fn a_token_that_dies_in_the_middle_is_renewed_once() {
     let bearer = Bearer { uses_max: Some(2), ..bearer_of_ann() };
     let (registry, blob) = guarded(Auth::Bearer(bearer));
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Ground::new();
     let client = client(&registry, &login_of_ann(&registry, dir.path()));
     for _ in 0..5 {
         assert_eq!(read(&client, &blob, WHOLE).await.unwrap(), CONTENT);
@@ -140,7 +141,7 @@ async fn a_token_is_renewed_before_it_expires() {
 async fn an_identity_token_is_exchanged_by_post() {
     let bearer = Bearer { identity_token: Some("it-secret".to_owned()), ..Bearer::default() };
     let (registry, blob) = guarded(Auth::Bearer(bearer));
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Ground::new();
     let entry = serde_json::json!({"auths": {registry.host(): {"identitytoken": "it-secret"}}});
     let client = client(&registry, &keychain_of(dir.path(), &entry));
     assert_eq!(read(&client, &blob, WHOLE).await.unwrap(), CONTENT);
@@ -162,7 +163,7 @@ fn keychain_of_program(dir: &Path, file: &serde_json::Value, script: &str) -> Ke
 async fn a_program_gives_a_login_or_an_identity_token() {
     let bearer = Bearer { identity_token: Some("it-secret".to_owned()), ..bearer_of_ann() };
     let (registry, blob) = guarded(Auth::Bearer(bearer));
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Ground::new();
     let (host, asked) = (registry.host(), dir.path().join("asked"));
     for (user, secret) in [("ann", "secret-password"), ("<token>", "it-secret")] {
         for file in [
@@ -182,7 +183,7 @@ async fn a_program_gives_a_login_or_an_identity_token() {
 #[tokio::test]
 async fn a_program_that_fails_is_named_and_its_words_are_not_shown() {
     let (registry, blob) = guarded(Auth::Basic(ann()));
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Ground::new();
     let specific = serde_json::json!({"credHelpers": {registry.host(): "safe"}});
     for (script, deadline) in [
         ("echo secret-words; echo secret-words >&2; exit 3", 60_000),
@@ -214,7 +215,7 @@ async fn the_platforms_environment_variable_comes_first() {
         identity_token: Some("it-secret".to_owned()),
         ..bearer_of_ann()
     }));
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Ground::new();
     let environment = |registry: &Registry, value: &str| KeychainConfig {
         cnb_registry_auth: Some(serde_json::json!({registry.host(): value}).to_string()),
         authfile: Some(dir.path().join("missing")),
@@ -245,7 +246,7 @@ async fn a_storage_behind_a_redirect_sees_no_credentials() {
         for address in ["127.0.0.2:0", "127.0.0.1:0"] {
             let storage = Registry::start_on(address);
             registry.redirect_blobs_to(&storage, Duration::from_secs(300));
-            let dir = tempfile::tempdir().unwrap();
+            let dir = Ground::new();
             let client = client(&registry, &login_of_ann(&registry, dir.path()));
             for _ in 0..2 {
                 assert_eq!(read(&client, &blob, WHOLE).await.unwrap(), CONTENT);
@@ -262,7 +263,7 @@ async fn a_refusal_says_what_to_do_and_no_secret() {
         login: Some(Login::new("bob", "other")),
         ..Bearer::default()
     }));
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Ground::new();
     for keychain in [KeychainConfig::default(), login_of_ann(&registry, dir.path())] {
         let error = read(&client(&registry, &keychain), &blob, WHOLE).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Authentication);

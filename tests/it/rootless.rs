@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 
 use crate::real::debian::{Debian, tool};
 use crate::real::programs::paths_below;
+use crate::support::ground::Ground;
 use crate::support::mount::{LIMIT, Outcome, mountpoints, run};
 
 /// `tests/setup-debian.sh` makes it, with a range of subordinate ids.
@@ -33,14 +33,14 @@ const CHANGES: &str = "set -e; \
 /// The user's own files: the program, a sparse layout, a cache.
 struct Home {
     debian: Arc<Debian>,
-    dir: TempDir,
+    dir: Ground,
 }
 
 impl Home {
     fn new() -> Self {
         let uid = tool("id", &["-u", USER]).stdout;
         let uid = uid.trim().parse().expect("no test user: run tests/setup-debian.sh");
-        let dir = tempfile::Builder::new().prefix("layoutfs-test-").tempdir().unwrap();
+        let dir = Ground::new();
         for name in ["", "run", "tmp"] {
             let path = dir.path().join(name);
             fs::create_dir_all(&path).unwrap();

@@ -1,12 +1,22 @@
-//! The test support itself: the registry speaks the protocol, and faults are what they say.
+//! The test support itself: the registry speaks the protocol, faults are what they say, and what a
+//! test leaves behind is found.
 
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use layoutfs::layout::Digest;
 
 use crate::support::faults::{Action, Fault};
+use crate::support::ground::Ground;
+use crate::support::image::ImageBuilder;
+use crate::support::layer::{Compression, LayerBuilder};
+use crate::support::mount::{Room, mountpoints};
 use crate::support::registry::Registry;
 use crate::support::tokens::{Auth, Bearer, Login};
 
@@ -298,4 +308,117 @@ fn a_paused_registry_refuses_connections_and_comes_back_on_its_port() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     registry.resume();
     assert_eq!(get(&url, &[]).status, 200);
+}
+
+/// What it says when it panics.
+#[track_caller]
+fn panic_of(it: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(it)).expect_err("it does not panic");
+    panic.downcast::<String>().map_or_else(|_| "without words".to_owned(), |text| *text)
+}
+
+fn is_mounted_below(dir: &Path) -> bool {
+    mountpoints().iter().any(|path| path.starts_with(dir))
+}
+
+fn mount_tmpfs(at: &Path) {
+    fs::create_dir(at).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(at).status();
+    assert!(mounted.unwrap().success());
+}
+
+#[test]
+fn a_mount_that_a_test_leaves_is_found_and_taken_away() {
+    let ground = Ground::new();
+    let at = ground.path().to_owned();
+    mount_tmpfs(&at.join("left"));
+    let said = panic_of(|| drop(ground));
+    assert!(said.contains(&format!("mounted: {}/left", at.display())), "{said}");
+    assert!(!is_mounted_below(&at) && !at.exists());
+}
+
+#[test]
+fn a_daemon_that_a_test_leaves_is_found_with_its_mount_and_its_record() {
+    let (registry, room) = (Registry::start(), Room::new());
+    let layer = LayerBuilder::text("file name = x");
+    let image = ImageBuilder::new().layer(layer, Compression::Gzip).build();
+    image.push(&registry, "a", "v1");
+    let at = room.path().to_owned();
+    fs::create_dir(at.join("mnt")).unwrap();
+    let reference = format!("docker://{}", registry.reference("a", "v1"));
+    let mnt = at.join("mnt").display().to_string();
+    let upper = at.join("upper").display().to_string();
+    room.layoutfs(&["mount", &reference, &mnt, "--upper", &upper]);
+    let status = room.layoutfs(&["status", "--json", &mnt]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let said = panic_of(|| drop(room));
+    for left in ["mounted: ", "running: ", "recorded: "] {
+        assert!(said.contains(left), "{left}: {said}");
+    }
+    assert!(said.contains(&format!("running: {}: ", status["pid"])), "{said}");
+    assert!(!is_mounted_below(&at) && !at.exists());
+    let daemon = format!("/proc/{}/cmdline", status["pid"]);
+    assert!(fs::read(daemon).unwrap_or_default().is_empty(), "the daemon is dead");
+}
+
+#[test]
+fn a_process_that_a_test_leaves_is_found_by_whatever_names_the_directory() {
+    // A container's processes say nothing of where their root directory comes from.
+    let script = "cd $1; mkdir lower root; mount -t overlay overlay -o lowerdir=$1/lower:/usr root; \
+        cd root; pivot_root . share; cd /; exec /bin/env -i /bin/sleep 600";
+    let in_container = ["unshare", "--mount", "sh", "-ec", script, "sh"];
+    let environment = ["sh", "-c", "exec env -i WHERE=$1 sleep 600", "sh"];
+    let arguments = ["sh", "-c", "sleep 600; true"];
+    let directory = ["sh", "-c", "cd $1; exec env -i sleep 600", "sh"];
+    for way in [&in_container[..], &environment, &arguments, &directory] {
+        let ground = Ground::with_patience(Duration::ZERO);
+        let mut left = Command::new(way[0]);
+        let mut left =
+            left.args(&way[1..]).arg(ground.path()).stdin(Stdio::null()).spawn().unwrap();
+        let is_there = |comm: &str| comm == if way == arguments { "sh\n" } else { "sleep\n" };
+        while !is_there(&fs::read_to_string(format!("/proc/{}/comm", left.id())).unwrap()) {
+            assert!(left.try_wait().unwrap().is_none(), "{way:?} does not work");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let said = panic_of(|| drop(ground));
+        assert!(said.contains(&format!("running: {}: ", left.id())), "{way:?}: {said}");
+        assert!(!left.wait().unwrap().success(), "it was killed");
+    }
+}
+
+#[test]
+fn a_process_that_is_about_to_end_is_waited_for() {
+    let ground = Ground::new();
+    let mut ending = Command::new("sh");
+    let mut ending =
+        ending.args(["-c", "sleep 0.2; true", "sh"]).arg(ground.path()).spawn().unwrap();
+    drop(ground);
+    assert!(ending.wait().unwrap().success(), "it was not killed");
+}
+
+#[test]
+fn a_file_that_a_test_keeps_open_is_found_when_the_last_one_leaves_the_room() {
+    let room = Room::new();
+    let at = room.path().join("kept");
+    let kept = File::create(&at).unwrap();
+    let shared = Arc::clone(&room);
+    drop(room);
+    // Also when its name is gone.
+    fs::remove_file(&at).unwrap();
+    let said = panic_of(|| drop(shared));
+    assert!(said.contains(&format!("open: {}", at.display())), "{said}");
+    drop(kept);
+}
+
+#[test]
+fn a_test_that_fails_fails_with_its_own_words_and_leaves_nothing() {
+    let ground = Ground::new();
+    let at = ground.path().to_owned();
+    let said = panic_of(|| {
+        let ground = ground;
+        mount_tmpfs(&ground.path().join("left"));
+        panic!("{}", "the test's own words");
+    });
+    assert_eq!(said, "the test's own words");
+    assert!(!is_mounted_below(&at) && !at.exists());
 }

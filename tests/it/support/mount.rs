@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use super::ground::Ground;
 
 /// No command of a test may take longer. Generous: a busy machine must not fail a test.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// A private cache and run directory for the binary, so that tests do not meet.
+/// A private cache and run directory for the binary, so that tests do not meet. Nothing that was
+/// started or mounted in it may outlive it.
 pub struct Room {
-    dir: TempDir,
+    ground: Ground,
     mounts_made: AtomicU32,
 }
 
@@ -39,17 +40,17 @@ pub struct Mount {
 impl Room {
     /// An empty room.
     pub fn new() -> Arc<Self> {
-        let dir = tempfile::Builder::new().prefix("layoutfs-test-").tempdir().unwrap();
+        let ground = Ground::new();
         for name in ["cache", "run", "home"] {
             // As login makes XDG_RUNTIME_DIR: for its owner only.
-            DirBuilder::new().mode(0o700).create(dir.path().join(name)).unwrap();
+            DirBuilder::new().mode(0o700).create(ground.path().join(name)).unwrap();
         }
-        Arc::new(Room { dir, mounts_made: AtomicU32::new(0) })
+        Arc::new(Room { ground, mounts_made: AtomicU32::new(0) })
     }
 
     /// Where tests may put their own files.
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        self.ground.path()
     }
 
     /// The cache of every command in this room.
@@ -265,7 +266,7 @@ pub fn mountpoints() -> Vec<PathBuf> {
 }
 
 /// Undoes the kernel's `\040`.
-fn unescape(text: &str) -> PathBuf {
+pub fn unescape(text: &str) -> PathBuf {
     let mut parts = text.split('\\');
     let mut path = parts.next().unwrap_or_default().to_owned();
     for part in parts {
