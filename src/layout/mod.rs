@@ -24,6 +24,7 @@ pub mod plan;
 pub mod provenance;
 pub mod range;
 pub mod reference;
+pub(crate) mod rfc3339;
 pub mod run_image_label;
 pub mod runtime;
 pub mod shadow;
