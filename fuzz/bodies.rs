@@ -20,6 +20,8 @@ use layoutfs::layout::oci::referrer::{self, IndexArtifact};
 use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
 use layoutfs::layout::reference::Reference;
 use layoutfs::layout::shadow::{Judge, SourceKind};
+use layoutfs::layout::soci::manifest::SociIndex;
+use layoutfs::layout::soci::parse_ztoc;
 use layoutfs::layout::tar::TarParser;
 use layoutfs::layout::toc::{self, Place};
 use layoutfs::layout::tree::Builder;
@@ -372,4 +374,22 @@ fn in_zstd(content: &[u8]) -> Vec<u8> {
     }
     frame.extend([1, 0, 0]);
     frame
+}
+
+/// A zTOC behind the size of its layer's blob (four bytes) is refused, or it keeps the rules of an
+/// index, and its windows can be used. A SOCI index is refused, or survives being written again.
+pub fn soci(bytes: &[u8]) {
+    if let Some((size, ztoc)) = bytes.split_first_chunk() {
+        let size = u64::from(u32::from_le_bytes(*size));
+        if let Ok(index) = parse_ztoc(ztoc, size, Digest::sha256_of(b"")) {
+            assert_eq!(check(&index), Ok(()));
+            assert!(index.spans.iter().all(|span| index.window(span).is_ok()));
+            assert!(index.spans.iter().all(|span| span.blob.end <= size));
+        }
+    }
+    let blob = |bytes: &[u8]| Blob { digest: Digest::sha256_of(bytes), size: bytes.len() as u64 };
+    let Ok(index) = SociIndex::parse(&blob(bytes), bytes) else { return };
+    let again = index.to_json("fuzzed");
+    let ztocs = SociIndex::parse(&blob(&again), &again).map(|again| again.ztocs);
+    assert_eq!(ztocs, Ok(index.ztocs));
 }

@@ -8,7 +8,7 @@
 //! Checks are left to digests: gzip's CRC and length fields are skipped. Zero bytes behind the last
 //! gzip member are padding, anything else there is an error.
 
-mod gzip;
+pub(crate) mod gzip;
 pub mod inflate;
 #[cfg(test)]
 mod tests;

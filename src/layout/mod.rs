@@ -28,6 +28,7 @@ pub(crate) mod rfc3339;
 pub mod run_image_label;
 pub mod runtime;
 pub mod shadow;
+pub mod soci;
 pub mod sparse;
 pub mod tar;
 pub mod tar_write;

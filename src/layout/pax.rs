@@ -70,7 +70,8 @@ impl PaxRecords {
         Ok(records)
     }
 
-    fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+    /// Takes one record; of several with one key the last counts.
+    pub(crate) fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         if key == b"GNU.sparse.offset" || key == b"GNU.sparse.numbytes" {
             let expects_offset = self.sparse_numbers.len().is_multiple_of(2);
             if expects_offset != (key == b"GNU.sparse.offset") {

@@ -29,6 +29,7 @@ mod requests;
 mod rootless;
 mod secrets;
 mod soak;
+mod soci;
 mod source_suite;
 mod sources;
 mod support;

@@ -36,7 +36,7 @@ enum State {
 
 /// How far a member's header was read. It is passed over, not kept.
 #[derive(Debug, Clone, Copy)]
-struct Header {
+pub(crate) struct Header {
     /// Optional fields still to come.
     flags: u8,
     field: Field,
@@ -108,8 +108,7 @@ impl GzipStream {
                 }
                 Some(_) => {
                     self.begun = at;
-                    let field = Field::Fixed { at: 0 };
-                    self.state = State::Header(Header { flags: 0, field });
+                    self.state = State::Header(Header::new());
                     Ok(Step { boundary: Some(Boundary::Start), ..Step::default() })
                 }
             },
@@ -165,8 +164,13 @@ impl GzipStream {
 }
 
 impl Header {
+    /// A header none of whose bytes has come.
+    pub(crate) fn new() -> Self {
+        Header { flags: 0, field: Field::Fixed { at: 0 } }
+    }
+
     /// Reads one byte. `true`: the header is complete.
-    fn add(&mut self, byte: u8) -> std::result::Result<bool, String> {
+    pub(crate) fn add(&mut self, byte: u8) -> std::result::Result<bool, String> {
         match &mut self.field {
             Field::Fixed { at } => {
                 match *at {
