@@ -3,6 +3,7 @@
 //! One seam: [`Source`]. Retry, limits, recording and fault injection are each a `Source` around a
 //! `Source`.
 
+pub mod ahead;
 pub mod arrival;
 pub mod auth;
 pub mod cache;
@@ -36,6 +37,7 @@ pub mod rolling;
 pub mod room;
 pub mod run_image;
 pub mod seal;
+pub mod span_reader;
 pub mod spans;
 pub mod sparse;
 pub mod store;

@@ -12,6 +12,7 @@ use super::arrival::Arrival;
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
 use super::proved::{Filling, Place, Proved, ProvedDecoder};
+use super::spans::SpanKey;
 use super::store::Store;
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
@@ -33,6 +34,8 @@ pub struct Rolling {
     store: Arc<Store>,
     layer: Layer,
     tar_size: u64,
+    /// Tells its pieces from those of other readers in memory.
+    reader: u64,
     idle: Mutex<Vec<Cursor>>,
     turns: Semaphore,
     flights: Flights<u64>,
@@ -55,7 +58,8 @@ impl Rolling {
     /// A reader of `layer`, which has `tar_size` bytes when decoded.
     pub fn new(store: Arc<Store>, layer: Layer, tar_size: u64) -> Self {
         let (idle, flights) = (Mutex::default(), Flights::default());
-        Rolling { store, layer, tar_size, idle, turns: Semaphore::new(CURSORS_MAX), flights }
+        let (reader, turns) = (store.new_reader(), Semaphore::new(CURSORS_MAX));
+        Rolling { store, layer, tar_size, reader, idle, turns, flights }
     }
 
     /// Reads `tar` into `out` if all of it is in memory.
@@ -81,9 +85,8 @@ impl Rolling {
         Ok(out.finish())
     }
 
-    fn key(&self, number: u64) -> (crate::layout::Digest, usize) {
-        // No layer is both read by spans and rolled, so that their numbers do not meet.
-        (self.layer.blob.digest, usize::try_from(number).unwrap_or(usize::MAX))
+    fn key(&self, number: u64) -> SpanKey {
+        (self.reader, usize::try_from(number).unwrap_or(usize::MAX))
     }
 
     async fn piece(&self, number: u64) -> Result<Proved> {
@@ -118,8 +121,9 @@ impl Rolling {
                 Cursor::new(arrival, self.tar_size)
             }
         };
-        let (store, tar_size, layer) = (self.store.clone(), self.tar_size, self.layer.clone());
-        let key = move |n| (layer.blob.digest, usize::try_from(n).unwrap_or(usize::MAX));
+        let (store, tar_size) = (self.store.clone(), self.tar_size);
+        let reader = self.reader;
+        let key = move |n| (reader, usize::try_from(n).unwrap_or(usize::MAX));
         let work = move || {
             let mut cursor = cursor;
             let keep = |n, piece: &Proved| store.spans.put(key(n), piece.clone());

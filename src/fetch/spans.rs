@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use lru::LruCache;
 
 use super::proved::Proved;
-use crate::layout::Digest;
 
-/// A span: the blob's digest and the span's position in its `LayerIndex`.
-pub type SpanKey = (Digest, usize);
+/// A span: the reader's number (two layers may have one blob and different indexes) and the span's
+/// position in its `LayerIndex`.
+pub type SpanKey = (u64, usize);
 
 /// Least recently used decoded spans, at most `bytes_max` of them (one larger span is not kept).
 #[derive(Debug)]
@@ -55,11 +55,12 @@ impl Spans {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::Digest;
 
     #[test]
     fn the_least_recently_used_spans_go_first_and_the_bound_holds() {
         let spans = Spans::new(10);
-        let key = |i| (Digest::sha256_of(b""), i);
+        let key = |i| (0, i);
         let proved = |bytes: &'static [u8]| {
             Proved::check(&Digest::sha256_of(bytes), bytes.into()).expect("its own digest")
         };

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,7 @@ pub struct Store {
     config: Config,
     /// Decoded spans of all layers.
     pub spans: Spans,
+    readers: AtomicU64,
     arrivals: Arc<Mutex<Arrivals>>,
     flights: Flights<Digest>,
     damaged_locally: Mutex<HashSet<Digest>>,
@@ -82,6 +84,7 @@ impl Store {
     pub fn new(config: Config) -> Self {
         Store {
             spans: Spans::new(config.spans_bytes_max),
+            readers: AtomicU64::new(0),
             config,
             arrivals: Arc::default(),
             flights: Flights::default(),
@@ -93,6 +96,11 @@ impl Store {
     /// The cache.
     pub fn cache(&self) -> &Cache {
         &self.config.cache
+    }
+
+    /// A number that no other reader of this store has.
+    pub fn new_reader(&self) -> u64 {
+        self.readers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The longest wait without a byte, from now.

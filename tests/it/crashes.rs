@@ -28,8 +28,14 @@ const BIG_BYTES: usize = (4 << 20) + (200 << 10);
 /// With this pace a first contact takes some tenths of a second, most of them on the wire.
 const PACE: Action = Action::Drip { bytes: 256 << 10, every: Duration::from_millis(4) };
 
-/// Kills come this late at most: some of them after the tree answered.
-const LATEST_MS: u64 = 300;
+/// How long a first contact takes here and now: most kills come before its end, some after.
+fn first_contact_ms(registry: &Registry, room: &Arc<Room>, layout: &str) -> u64 {
+    registry.inject(Fault::new(PACE).path("/blobs/").always());
+    let began = Instant::now();
+    room.mount(layout, &[]).unmount();
+    registry.clear_faults();
+    began.elapsed().as_millis() as u64
+}
 
 const NAMES: [&str; 3] = ["plain", "members", "whole"];
 
@@ -124,6 +130,7 @@ fn a_first_contact_that_is_killed_at_any_moment_goes_on_where_it_was() {
     let (registry, image, room, layout) = setting();
     let mut chance = Chance::new();
     let killed_at = room.path().join("killed");
+    let latest_ms = first_contact_ms(&registry, &room, &layout);
     let mut was_mounted = 0;
     let mut went_on = 0;
     for number in 0..KILLS {
@@ -135,7 +142,7 @@ fn a_first_contact_that_is_killed_at_any_moment_goes_on_where_it_was() {
             registry.clear();
             registry.inject(Fault::new(PACE).path("/blobs/").always());
             let mut child = start(&room, &layout, &killed_at);
-            let moment = chance.below(LATEST_MS);
+            let moment = chance.below(latest_ms);
             case += &format!(" after {moment} ms");
             std::thread::sleep(Duration::from_millis(moment));
             was_mounted += u64::from(child.try_wait().expect("asked").is_none());
@@ -176,16 +183,16 @@ fn spans_that_a_killed_daemon_has_read_are_not_fetched_again() {
         registry.clear();
         let mut child = start(&room, &layout, &killed_at);
         let moment = Duration::from_millis(50 + chance.below(250));
-        let started = Instant::now();
         let names = [NAMES[0], NAMES[1]].map(|name| killed_at.join(name).join("big"));
         let (over, mut read) = (AtomicBool::new(false), 0);
         std::thread::scope(|scope| {
             // Readers at random places, until the daemon dies under them.
-            let readers = names.map(|path| {
+            let readers = names.each_ref().map(|path| {
                 let (over, chance) = (&over, Chance::of(chance.number()));
-                scope.spawn(move || read_until(over, &path, chance))
+                scope.spawn(move || read_until(over, path, chance))
             });
-            std::thread::sleep(moment.saturating_sub(started.elapsed()));
+            until("it answers", || names[0].exists());
+            std::thread::sleep(moment);
             kill(&mut child);
             over.store(true, Ordering::Relaxed);
             read = readers.into_iter().map(|r| r.join().expect("a reader")).sum();
@@ -242,7 +249,8 @@ fn a_mount_whose_starter_is_killed_does_not_go_on_for_nobody() {
     let mut out = starter.stdout.take().expect("piped");
     let is_mounted = || crate::support::mount::mountpoints().contains(&mnt);
     until("it is mounted", is_mounted);
-    until("bytes are asked for", || !registry.blob_requests(&image.layers[0].digest).is_empty());
+    let is_asked = || image.layers.iter().any(|l| !registry.blob_requests(&l.digest).is_empty());
+    until("bytes are asked for", is_asked);
     kill(&mut starter);
     until("its daemon unmounts", || !is_mounted());
     // The daemon had the other end: it has ended.

@@ -1,0 +1,424 @@
+//! The spans of one layer: proved, decoded, in few requests, each once, and ahead of who goes on.
+
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::runtime::Handle;
+
+use super::ahead::Ahead;
+use super::cache::{Part, read_exact_at};
+use super::error::{Error, ErrorKind, Result};
+use super::flight::Flights;
+use super::proved::{Place, Proved};
+use super::store::{self, Store};
+use super::{Deadline, Distrust, Source, hedge};
+use crate::layout::index::{LayerIndex, Proof, Span};
+use crate::layout::range::{ByteRange, RangeSet};
+use crate::layout::tree::Layer;
+use crate::layout::{Blob, Digest, plan};
+
+/// Bytes between two spans that are fetched along rather than asked for separately.
+const GAP_BYTES: u64 = 256 << 10;
+
+/// The longest single request for spans.
+const REQUEST_BYTES_MAX: u64 = 4 << 20;
+
+/// Requests on their way for one read: enough to fill a line of 1 Gbit/s and 10 ms, after which
+/// only the waiting grows.
+const REQUESTS_MAX: usize = 4;
+
+/// Spans of one read that are decoded at the same time: more than two cores gain nothing on a span.
+const DECODED_AT_ONCE: usize = 2;
+
+/// Spans that are fetched and decoded as one piece of work ahead of a reader: whoever needs the
+/// first of them waits for the last.
+const AHEAD_TOGETHER: usize = 4;
+
+/// Reads the spans of a layer all of which are small.
+pub struct SpanReader {
+    store: Arc<Store>,
+    layer: Layer,
+    /// Without its entries: reading needs only spans and windows.
+    index: LayerIndex,
+    /// Tells its spans from those of other readers in memory.
+    number: u64,
+    fetching: Flights<usize>,
+    part: Mutex<Option<Part>>,
+    ahead: Mutex<Ahead>,
+    /// Where work ahead of a reader is done.
+    runtime: Option<Handle>,
+}
+
+/// Bytes of a blob, and where they are.
+type Piece = (ByteRange, Bytes);
+
+impl SpanReader {
+    /// A reader of `layer`, to which `index` belongs.
+    pub fn new(store: Arc<Store>, layer: Layer, index: &LayerIndex) -> Self {
+        let (spans, windows) = (index.spans.clone(), index.windows.clone());
+        SpanReader {
+            number: store.new_reader(),
+            store,
+            layer,
+            index: LayerIndex { entries: Vec::new(), spans, windows, ..*index },
+            fetching: Flights::default(),
+            part: Mutex::default(),
+            ahead: Mutex::default(),
+            runtime: Handle::try_current().ok(),
+        }
+    }
+
+    /// Copies `tar` to `out`, which has its length, if all of it is in memory.
+    pub fn read_now(self: &Arc<Self>, tar: ByteRange, out: &mut Place<'_>) -> Option<()> {
+        let wanted = self.index.spans_for(tar);
+        for i in wanted.clone() {
+            let decoded = self.store.spans.get(&(self.number, i))?;
+            copy_overlap(&self.index.spans[i], &decoded, tar, out);
+        }
+        self.go_ahead(wanted);
+        Some(())
+    }
+
+    /// Copies `tar` to `out`, which has its length, once it was fetched and decoded.
+    ///
+    /// # Errors
+    /// The bytes cannot be had, or are not what their digest says.
+    pub async fn read(
+        self: &Arc<Self>,
+        tar: ByteRange,
+        mut out: Place<'_>,
+        deadline: Deadline,
+    ) -> Result<()> {
+        let wanted = self.index.spans_for(tar);
+        self.go_ahead(wanted.clone());
+        for (i, decoded) in self.decode(wanted, deadline).await? {
+            copy_overlap(&self.index.spans[i], &decoded, tar, &mut out);
+        }
+        Ok(())
+    }
+
+    /// Lets go of a file that the limit has removed.
+    pub fn release_evicted(&self) {
+        let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        part.take_if(|part| part.is_abandoned());
+    }
+
+    /// Fetches and decodes what a reader of `wanted` will need next, if it goes from span to span.
+    fn go_ahead(self: &Arc<Self>, wanted: std::ops::Range<usize>) {
+        let Some(runtime) = &self.runtime else { return };
+        let next = {
+            let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            ahead.touch(wanted, self.index.spans.len())
+        };
+        for first in next.clone().step_by(AHEAD_TOGETHER) {
+            let spans = first..next.end.min(first + AHEAD_TOGETHER);
+            let reader = self.clone();
+            runtime.spawn(async move {
+                let deadline = reader.store.deadline();
+                if let Err(error) = reader.decode(spans, deadline).await {
+                    // Whoever needs them tries again, and tells.
+                    tracing::debug!(%error, "reading ahead");
+                }
+            });
+        }
+    }
+
+    /// The decoded spans `wanted`, from memory, disk or the source, in any order.
+    async fn decode(
+        self: &Arc<Self>,
+        wanted: std::ops::Range<usize>,
+        deadline: Deadline,
+    ) -> Result<Vec<(usize, Proved)>> {
+        // Entered in ascending order by everyone, so that no two wait for each other.
+        let mut turns = Vec::new();
+        for i in wanted.clone() {
+            turns.push(self.fetching.enter(i).await?);
+        }
+        let outcome = self.decode_in_turn(wanted, deadline).await;
+        for turn in turns {
+            let shared = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
+            // The outcome is returned below; here those who wait get it.
+            let _ = turn.end(shared);
+        }
+        outcome
+    }
+
+    async fn decode_in_turn(
+        self: &Arc<Self>,
+        wanted: std::ops::Range<usize>,
+        deadline: Deadline,
+    ) -> Result<Vec<(usize, Proved)>> {
+        let (mut decoded, mut absent) = (Vec::new(), Vec::new());
+        for i in wanted {
+            match self.store.spans.get(&(self.number, i)) {
+                Some(bytes) => decoded.push((i, bytes)),
+                None => absent.push(i),
+            }
+        }
+        let local: Vec<_> = absent
+            .into_iter()
+            .map(|i| {
+                let reader = self.clone();
+                blocking(move || Ok((i, reader.local_span(i)?)))
+            })
+            .collect();
+        let local: Vec<_> = stream::iter(local).buffered(DECODED_AT_ONCE).try_collect().await?;
+        let mut missing = Vec::new();
+        for (i, bytes) in local {
+            match bytes {
+                Some(bytes) => decoded.push((i, bytes)),
+                None => missing.push(i),
+            }
+        }
+        let mut attempts = 0;
+        while !missing.is_empty() {
+            if attempts == store::ATTEMPTS_MAX {
+                let message =
+                    format!("layer {}: other wrong bytes each time", self.layer.blob.digest);
+                return Err(Error::new(ErrorKind::DigestMismatch, message));
+            }
+            // What is here of a span may be what is wrong with it.
+            let trusts_disk = attempts == 0;
+            missing = self.fetch_spans(&missing, &mut decoded, trusts_disk, deadline).await?;
+            attempts += 1;
+        }
+        for (i, bytes) in &decoded {
+            self.store.spans.put((self.number, *i), bytes.clone());
+        }
+        Ok(decoded)
+    }
+
+    /// Fetches the spans `wanted`, and puts them into `decoded` once they are proved. Gives those
+    /// that were wrong and are worth another attempt.
+    async fn fetch_spans(
+        self: &Arc<Self>,
+        wanted: &[usize],
+        decoded: &mut Vec<(usize, Proved)>,
+        trusts_disk: bool,
+        deadline: Deadline,
+    ) -> Result<Vec<usize>> {
+        let blob = &self.layer.blob;
+        let named = |e: Error| e.context(format!("layer {}", blob.digest));
+        let source = self.store.source().map_err(named)?;
+        let ranges: Vec<ByteRange> = wanted.iter().map(|&i| self.index.spans[i].blob).collect();
+        let began = Instant::now();
+        for range in &ranges {
+            self.store.just_disproved(blob, *range)?;
+        }
+        let resident = if trusts_disk { self.resident_pieces(&ranges) } else { Vec::new() };
+        let mut here = RangeSet::new();
+        resident.iter().for_each(|(range, _)| here.insert(*range));
+        let requests = plan::plan_fetch(&ranges, &here, GAP_BYTES, REQUEST_BYTES_MAX);
+        let fetching: Vec<_> =
+            requests.into_iter().map(|request| fetch(source, blob, request, deadline)).collect();
+        let fetched: Vec<Piece> =
+            stream::iter(fetching).buffered(REQUESTS_MAX).try_collect().await.map_err(named)?;
+        let mut pieces = [resident, fetched.clone()].concat();
+        pieces.sort_by_key(|(range, _)| range.start);
+        let opening: Vec<_> = wanted
+            .iter()
+            .copied()
+            .map(|i| {
+                let (reader, stored) = (self.clone(), assemble(self.index.spans[i].blob, &pieces));
+                blocking(move || Ok((i, reader.open_and_keep(i, stored))))
+            })
+            .collect();
+        let opened: Vec<_> = stream::iter(opening).buffered(DECODED_AT_ONCE).try_collect().await?;
+        let mut wrong = Vec::new();
+        for (i, opened) in opened {
+            let span = &self.index.spans[i];
+            match opened {
+                Ok(bytes) => decoded.push((i, bytes)),
+                Err(error) if error.kind != ErrorKind::DigestMismatch => return Err(error),
+                Err(error) => {
+                    let is_disk =
+                        span.blob.len() > here.missing(span.blob).iter().map(ByteRange::len).sum();
+                    if !is_disk && !source.distrust(blob, span.blob, Distrust::Wrong) {
+                        let error = error.context(source.name());
+                        return Err(self.store.disproved(blob, span.blob, began, error));
+                    }
+                    tracing::warn!(%error, "trying a span once more");
+                    wrong.push(i);
+                }
+            }
+        }
+        self.keep_along(wanted, fetched).await?;
+        Ok(wrong)
+    }
+
+    /// What of `ranges` is on disk, although not all of a span is: neighbours share a byte.
+    fn resident_pieces(&self, ranges: &[ByteRange]) -> Vec<Piece> {
+        let part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(part) = &*part else { return Vec::new() };
+        let here = part.resident.ranges().iter();
+        let both = here.flat_map(|here| ranges.iter().map(|wanted| here.intersection(wanted)));
+        let both = both.filter(|both| !both.is_empty());
+        both.filter_map(|both| Some((both, read_exact_at(&part.file, both).ok()?.into()))).collect()
+    }
+
+    /// Whole spans that were fetched because they lie between others are kept, too.
+    async fn keep_along(self: &Arc<Self>, wanted: &[usize], fetched: Vec<Piece>) -> Result<()> {
+        let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(()) };
+        let along: Vec<usize> =
+            (*first..*last).filter(|i| wanted.binary_search(i).is_err()).collect();
+        if along.is_empty() {
+            return Ok(());
+        }
+        let reader = self.clone();
+        blocking(move || {
+            for i in along {
+                let span = &reader.index.spans[i];
+                let stored = assemble(span.blob, &fetched);
+                let Proof::Stored(sha256) = span.proof else { continue };
+                if let Ok(stored) = Proved::check(&Digest::Sha256(sha256), stored) {
+                    reader.keep(span.blob, &stored);
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn open_and_keep(&self, i: usize, stored: Bytes) -> Result<Proved> {
+        let decoded = self.open(i, stored.clone())?;
+        self.keep(self.index.spans[i].blob, &stored);
+        Ok(decoded)
+    }
+
+    /// What span `i` decodes to, whose bytes of the blob are `stored`.
+    fn open(&self, i: usize, stored: Bytes) -> Result<Proved> {
+        let span = &self.index.spans[i];
+        let named =
+            |e: Error| e.context(format!("layer {}, bytes {}", self.layer.blob.digest, span.blob));
+        let window = self.index.window(span);
+        let window = window.map_err(|e| named(Error::new(ErrorKind::Invalid, e)))?;
+        Proved::decode(span, &window, stored).map_err(named)
+    }
+
+    /// The span from a local file, if it is there and right. Wrong or unreadable bytes are named in
+    /// the log, and fetched.
+    fn local_span(&self, i: usize) -> Result<Option<Proved>> {
+        let span = &self.index.spans[i];
+        let blob = &self.layer.blob;
+        let opened = self.store.open_local(blob)?;
+        let is_cached = matches!(opened, Some((_, true)));
+        let local = match opened {
+            Some((file, _)) => read_exact_at(&file, span.blob).map(Some),
+            None => self.resident_span(span),
+        };
+        let checked = local.and_then(|bytes| match bytes {
+            Some(bytes) => self.open(i, bytes.into()).map(Some),
+            None => Ok(None),
+        });
+        match checked {
+            Err(error) => {
+                tracing::warn!(%error, "local bytes are damaged, fetching them again");
+                if is_cached {
+                    let cache = self.store.cache();
+                    let demoted = cache.demote_blob(blob, span.blob);
+                    let part = demoted.and_then(|()| cache.open_part(blob).map(Some));
+                    *self.part.lock().unwrap_or_else(PoisonError::into_inner) = cache.found(part);
+                } else if let Some(part) =
+                    &mut *self.part.lock().unwrap_or_else(PoisonError::into_inner)
+                {
+                    part.resident.remove(span.blob);
+                }
+                Ok(None)
+            }
+            right => right,
+        }
+    }
+
+    fn resident_span(&self, span: &Span) -> Result<Option<Vec<u8>>> {
+        let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was pruned meanwhile is nobody's but ours.
+        if part.as_ref().is_none_or(Part::is_abandoned) {
+            let cache = self.store.cache();
+            *part = cache.found(cache.open_part(&self.layer.blob).map(Some));
+        }
+        match &*part {
+            Some(part) if part.resident.contains(span.blob) => {
+                read_exact_at(&part.file, span.blob).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Keeps bytes on disk that were proved, in the blob or decoded. Failing to is no reason to fail
+    /// the read.
+    fn keep(&self, range: ByteRange, bytes: &[u8]) {
+        let cache = self.store.cache();
+        let mut kept_in = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(part) = &mut *kept_in else { return };
+        if !cache.may_keep(part.resident.len() + range.len()) {
+            // Half of the limit is in it: it begins anew, and what is read now is in it.
+            cache.destroy_part(&self.layer.blob);
+            *kept_in = None;
+            return;
+        }
+        if !cache.make_room(range.len()) {
+            return;
+        }
+        let kept = part
+            .file
+            .write_all_at(bytes, range.start)
+            .map_err(|e| Error::local("cannot write to the cache", &e))
+            .and_then(|()| part.mark_resident(range));
+        if let Err(error) = kept {
+            cache.tell_trouble(&error);
+        }
+    }
+}
+
+async fn fetch(
+    source: &Arc<dyn Source>,
+    blob: &Blob,
+    range: ByteRange,
+    deadline: Deadline,
+) -> Result<Piece> {
+    let bytes = hedge::read(source, blob, range, deadline.renewed()).await?;
+    Ok((range, bytes))
+}
+
+/// Runs what computes or reads disks on a thread that may.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Local, format!("a read ended early: {e}")))?
+}
+
+/// The bytes of `wanted` out of pieces (by their start), which together contain them.
+fn assemble(wanted: ByteRange, pieces: &[Piece]) -> Bytes {
+    let mut out = BytesMut::new();
+    let mut at = wanted.start;
+    for (range, bytes) in pieces {
+        let both = range.intersection(&ByteRange::new(at, wanted.end));
+        if both.is_empty() {
+            continue;
+        }
+        let slice = (both.start - range.start) as usize..(both.end - range.start) as usize;
+        if both == wanted {
+            return bytes.slice(slice);
+        }
+        out.extend_from_slice(&bytes[slice]);
+        at = both.end;
+    }
+    out.freeze()
+}
+
+/// Copies what `span` (decoded) has of `tar` to its place in `out`.
+fn copy_overlap(span: &Span, decoded: &Proved, tar: ByteRange, out: &mut Place<'_>) {
+    let both = span.tar.intersection(&tar);
+    if both.is_empty() {
+        return;
+    }
+    let from = (both.start - span.tar.start) as usize;
+    let to = (both.start - tar.start) as usize;
+    let len = both.len() as usize;
+    out.part(to..to + len).copy(decoded, from..from + len);
+}
