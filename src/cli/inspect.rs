@@ -17,6 +17,7 @@ use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::images::{self, ViewKind};
 use crate::layout::dump;
 use crate::layout::entry::Entry;
+use crate::layout::error::readable;
 use crate::layout::layout_path::check_existing_layout_path;
 use crate::layout::provenance::{self, Event};
 use crate::layout::tree::Layer;
@@ -86,14 +87,14 @@ fn summary(context: &Context, open: &OpenImage) -> Result<()> {
         }));
     }
     out!("manifest   {}", image.descriptor.blob.digest);
-    out!("type       {}", image.descriptor.media_type);
+    out!("type       {}", readable(&image.descriptor.media_type));
     out!("config     {}", image.manifest.config.blob.digest);
-    out!("platform   {}", image.config.platform);
+    out!("platform   {}", readable(&image.config.platform.to_string()));
     if let Some(name) = image.selected.descriptor.ref_name() {
-        out!("name       {name}");
+        out!("name       {}", readable(name));
     }
     match (image.selected.recorded_source(), sources.is_empty()) {
-        (Some(source), _) => out!("source     {source}"),
+        (Some(source), _) => out!("source     {}", readable(source)),
         (None, false) => {
             out!("source     not recorded; asked in this order: {}", sources.join(", "))
         }
@@ -183,7 +184,7 @@ fn path_summary(context: &Context, open: &OpenImage, path: &str) -> Result<()> {
     }
     out!("/{cleaned}");
     for event in &found {
-        out!("{:>3}  {}  {}", event.layer, event.digest, event.what);
+        out!("{:>3}  {}  {}", event.layer, event.digest, readable(&event.what));
     }
     match (now, origin) {
         (Some(line), Some(layer)) => out!("now  {line} (from layer {layer})"),

@@ -237,7 +237,7 @@ pub fn history(instructions: &str, extensions: &str) -> String {
 fn parse<'a, T: Deserialize<'a>>(document: &str, bytes: &'a [u8]) -> Result<T> {
     // A message of the parser shows the line; one line of it is enough.
     let first_line = |e: toml::de::Error| {
-        Error::document(document, e.message().lines().next().unwrap_or_default().to_owned())
+        Error::document(document, e.message().lines().next().unwrap_or_default())
     };
     toml::from_slice(bytes).map_err(first_line)
 }

@@ -102,8 +102,41 @@ impl Error {
         Error::Codec { offset, reason: reason.into() }
     }
 
-    /// A malformed OCI document.
-    pub fn document(document: impl Into<String>, reason: impl Into<String>) -> Self {
-        Error::Document { document: document.into(), reason: reason.into() }
+    /// A malformed OCI document. Both texts are made [`readable`]: they quote what is in it.
+    pub fn document(document: impl AsRef<str>, reason: impl AsRef<str>) -> Self {
+        let (document, reason) = (readable(document.as_ref()), readable(reason.as_ref()));
+        Error::Document { document, reason }
+    }
+}
+
+/// Longest text from outside in a message: a list of twenty images fits, and a document of some
+/// megabytes that is one word does not fill logs.
+const READABLE_CHARS_MAX: usize = 2000;
+
+/// Text from outside for people: control characters, with which it could speak to a terminal, are
+/// escaped, and it is not longer than anybody reads.
+pub fn readable(text: &str) -> String {
+    let mut shown = String::new();
+    for (number, c) in text.chars().enumerate() {
+        match c {
+            _ if number == READABLE_CHARS_MAX => return shown + "...",
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_document_says_cannot_fill_a_log_or_speak_to_a_terminal() {
+        let error = Error::document("config", format!("\u{1b}[31m{}", "x".repeat(1 << 20)));
+        let message = error.to_string();
+        assert!(message.starts_with("config: \\u{1b}[31mxxx"), "{}", &message[..40]);
+        assert!(message.len() < 2 * READABLE_CHARS_MAX, "{}", message.len());
+        assert_eq!(readable("caf\u{e9} \"12\", 13"), "caf\u{e9} \"12\", 13");
     }
 }
