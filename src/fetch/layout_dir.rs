@@ -1,9 +1,11 @@
 //! The image layout directory: its documents, its blobs, and what its paths tell.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::error::{Error, ErrorKind, Result};
 use crate::layout::{Blob, Digest};
@@ -22,25 +24,37 @@ pub fn blob_path(directory: &Path, digest: &Digest) -> PathBuf {
 /// # Errors
 /// Local trouble; a file that is not regular or exceeds [`DOCUMENT_BYTES_MAX`].
 pub fn read_document(path: &Path) -> Result<Option<Vec<u8>>> {
-    let nofollow = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let failed = |e: &std::io::Error| Error::local(format!("cannot read {}", path.display()), e);
-    let file = match File::options().read(true).custom_flags(nofollow.bits() as i32).open(path) {
+    // Opening a device may already do something.
+    match path.symlink_metadata() {
+        Ok(meta) => check_document(path, &meta)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(&e)),
+    }
+    // It may be another by now: a link could lead out of the layout, a FIFO would be waited for.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match File::options().read(true).custom_flags(flags.bits() as i32).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(failed(&e)),
     };
-    let meta = file.metadata().map_err(|e| failed(&e))?;
-    if !meta.is_file() || meta.len() > DOCUMENT_BYTES_MAX {
-        let message = format!(
-            "{}: expected a regular file of at most {DOCUMENT_BYTES_MAX} bytes, got {} bytes",
-            path.display(),
-            meta.len()
-        );
-        return Err(Error::new(ErrorKind::Invalid, message));
-    }
+    check_document(path, &file.metadata().map_err(|e| failed(&e))?)?;
     let mut bytes = Vec::new();
     file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
     Ok(Some(bytes))
+}
+
+fn check_document(path: &Path, meta: &Metadata) -> Result<()> {
+    let kind = meta.file_type();
+    let got = match meta.len() {
+        _ if kind.is_symlink() => "a symbolic link".to_owned(),
+        _ if kind.is_dir() => "a directory".to_owned(),
+        _ if !kind.is_file() => "a device, pipe or socket".to_owned(),
+        bytes if bytes > DOCUMENT_BYTES_MAX => format!("{bytes} bytes"),
+        _ => return Ok(()),
+    };
+    let expected = format!("expected a regular file of at most {DOCUMENT_BYTES_MAX} bytes");
+    Err(Error::new(ErrorKind::Invalid, format!("{}: {expected}, got {got}", path.display())))
 }
 
 /// A document that the layout has as a blob, proved by its digest; `None` if it is not there.
