@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Number;
 
 use super::platform::Platform;
 use super::{DOCUMENT_BYTES_MAX, REFERENCE_TYPE};
@@ -33,7 +34,7 @@ pub struct Descriptor {
 pub(super) struct RawDescriptor {
     media_type: Option<String>,
     digest: String,
-    size: u64,
+    size: Number,
     artifact_type: Option<String>,
     annotations: Option<BTreeMap<String, Option<String>>>,
     platform: Option<RawPlatform>,
@@ -81,7 +82,13 @@ impl RawDescriptor {
     /// Checks what JSON cannot: digest syntax and embedded bytes.
     pub(super) fn check(self, document: &str) -> Result<Descriptor> {
         let named = |e: Error| Error::document(document, e.to_string());
-        let blob = Blob { digest: self.digest.parse().map_err(named)?, size: self.size };
+        let digest = self.digest.parse().map_err(named)?;
+        // "This REQUIRED property specifies the size, in bytes", an int64; and so are sizes of files.
+        let size = self.size.as_u64().filter(|size| *size <= i64::MAX as u64).ok_or_else(|| {
+            let reason = format!("size {}: expected 0 to {}", self.size, i64::MAX);
+            Error::document(document, reason)
+        })?;
+        let blob = Blob { digest, size };
         let data = self.data.map(|text| embedded(&text, &blob)).transpose().map_err(named)?;
         Ok(Descriptor {
             media_type: self.media_type.unwrap_or_default(),

@@ -301,7 +301,8 @@ mod tests {
         ) {
             let layers = layers.into_iter().map(|(layer, (digest, size))| LayerIndexBlob {
                 layer: Digest::Sha256(layer),
-                index: Blob { digest: Digest::Sha256(digest), size },
+                // Of an int64.
+                index: Blob { digest: Digest::Sha256(digest), size: size >> 1 },
             });
             let blob = Blob { digest: Digest::Sha256(subject), size: 7 };
             let subject = Descriptor::new(OCI_MANIFEST, blob);
