@@ -16,6 +16,7 @@ use super::arrival::{Arrival, Until};
 use super::cache::Cache;
 use super::decoded::{Decoded, Summing, Sums};
 use super::error::{Error, ErrorKind, Result};
+use super::room::Allowance;
 use super::store::{self, Store};
 use crate::layout::Digest;
 use crate::layout::codec::Start;
@@ -31,6 +32,13 @@ const READ_BYTES: u64 = 256 << 10;
 
 /// Decoded pieces waiting for the hashing thread; they are at most some hundred KiB each.
 const QUEUED_PIECES: usize = 16;
+
+/// Stored bytes that are decoded at a time as long as what comes out is held in memory.
+const UNDECIDED_BYTES: usize = 4 << 10;
+
+/// Most decoded bytes that are held in memory, seek point or not: a few stored bytes can be any
+/// number of decoded ones. A file that is written in vain is removed.
+const UNDECIDED_DECODED_BYTES_MAX: u64 = 2 * SPAN_DECODED_BYTES_MAX;
 
 /// Whether the uncompressed layer is kept as a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +94,10 @@ fn scan_arrival(
     let named = |e: Error| e.context(format!("layer {}", layer.blob.digest));
     let (pieces, queue) = sync_channel(QUEUED_PIECES);
     let (cache, hasher) = (store.cache().clone(), layer.diff_id.hasher());
+    let stored_bytes = layer.blob.size;
     let hashing = std::thread::Builder::new()
         .name("diffid".to_owned())
-        .spawn(move || hash_and_write(&cache, hasher, &queue))
+        .spawn(move || hash_and_write(&cache, hasher, &queue, stored_bytes))
         .map_err(|e| Error::local("cannot start a thread", &e))?;
     let mut sink = Sink::new(pieces, keep);
     let scanned = scan(handle, store, arrival, &mut sink);
@@ -116,7 +125,8 @@ fn scan_arrival(
         Err(error) => return Err(error),
     }
     let decoded = match decoded {
-        Some((file, sums)) if keep == Keep::Decoded || !is_seekable(&index.spans) => {
+        Some((file, sums, allowance)) if keep == Keep::Decoded || !is_seekable(&index.spans) => {
+            allowance.spend();
             let handle = file.reopen().map_err(|e| Error::local("cannot open a layer", &e))?;
             if let Err(error) = store.cache().publish_decoded(&diff_id, file, &sums) {
                 // It can be read as long as it is open.
@@ -149,12 +159,16 @@ fn scan(
         };
         let range = ByteRange::at(at, READ_BYTES.min(resident - at));
         let bytes = arrival.read_unproved(range)?;
-        scanner.push(&bytes, &mut |piece| {
-            sink.take(piece);
-            Ok::<(), Error>(())
-        })?;
+        // Until it is known whether the layer can seek, what is decoded is held in memory.
+        let steps = if sink.is_undecided() { UNDECIDED_BYTES } else { bytes.len() };
+        for step in bytes.chunks(steps.max(1)) {
+            scanner.push(step, &mut |piece| {
+                sink.take(piece);
+                Ok::<(), Error>(())
+            })?;
+            sink.decide(scanner.can_seek());
+        }
         sink.take_blob(bytes, scanner.take_starts());
-        sink.decide(scanner.can_seek());
         at = range.end;
         if let Some(follower) = &follower {
             follower.advance(at);
@@ -196,8 +210,15 @@ impl Sink {
             None => {
                 self.undecided_bytes += bytes.len() as u64;
                 self.undecided.push(bytes);
+                if self.undecided_bytes > UNDECIDED_DECODED_BYTES_MAX {
+                    self.settle(true);
+                }
             }
         }
+    }
+
+    fn is_undecided(&self) -> bool {
+        self.write.is_none()
     }
 
     fn decide(&mut self, can_seek: bool) {
@@ -237,11 +258,17 @@ struct Hashed {
     diff_id: Digest,
     spans: SpanBuilder,
     /// The file of those pieces that were to be written.
-    decoded: Option<(tempfile::NamedTempFile, Sums)>,
+    decoded: Option<(tempfile::NamedTempFile, Sums, Allowance)>,
 }
 
-fn hash_and_write(cache: &Cache, mut hasher: Hasher, queue: &Receiver<Piece>) -> Hashed {
-    let mut writing = Some(DecodedFile::default());
+fn hash_and_write(
+    cache: &Cache,
+    mut hasher: Hasher,
+    queue: &Receiver<Piece>,
+    stored_bytes: u64,
+) -> Hashed {
+    let allowance = cache.allow_decoded(stored_bytes);
+    let mut writing = Some(DecodedFile { file: None, allowance, summing: Summing::default() });
     let mut spans = SpanBuilder::default();
     for piece in queue {
         let (bytes, write) = match piece {
@@ -263,23 +290,22 @@ fn hash_and_write(cache: &Cache, mut hasher: Hasher, queue: &Receiver<Piece>) ->
             }
         }
     }
-    let decoded = writing.and_then(|w| w.file.map(|file| (file, w.summing.finish())));
+    let decoded = writing.and_then(|w| Some((w.file?, w.summing.finish(), w.allowance)));
     Hashed { diff_id: hasher.finish(), spans, decoded }
 }
 
 /// A decoded layer while it is written.
-#[derive(Default)]
 struct DecodedFile {
     file: Option<tempfile::NamedTempFile>,
-    bytes: u64,
+    allowance: Allowance,
     summing: Summing,
 }
 
 impl DecodedFile {
     /// Appends. `false`: the cache may not use so much; `Rolling` does without.
     fn write(&mut self, cache: &Cache, bytes: &[u8]) -> Result<bool> {
-        self.bytes += bytes.len() as u64;
-        if !cache.may_keep(self.bytes) || !cache.make_room(bytes.len() as u64) {
+        let len = bytes.len() as u64;
+        if !self.allowance.grow(len) || !cache.make_room(len) {
             return Ok(false);
         }
         let file = match &mut self.file {

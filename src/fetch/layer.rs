@@ -186,7 +186,8 @@ impl LayerReader {
             return Ok(found);
         }
         let cache = self.store.cache();
-        if !cache.may_keep(size) || cache.trouble().is_some() {
+        let is_worth_it = cache.may_keep(size) && cache.may_decode(self.layer.blob.size, size);
+        if !is_worth_it || cache.trouble().is_some() {
             return Ok(None);
         }
         let pass = first_pass::run(&self.store, &self.layer, first_pass::Keep::Decoded).await?;

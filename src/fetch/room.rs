@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -25,10 +25,20 @@ const GRANTS_PER_LIMIT: u64 = 16;
 /// included.
 const FILES_PER_LIMIT: u64 = 2;
 
+/// A decoded layer is kept up to so many times the size of its blob: layers have two to ten times,
+/// and a few megabytes must not fill a disk. What has more is decoded anew when it is read.
+const DECODED_PER_STORED: u64 = 64;
+
+/// What all decoded layers together may have beyond that, in one process: small blobs of text or of
+/// zeros that are honest.
+const DECODED_SPARE_BYTES: u64 = 256 << 20;
+
 /// The limit, and what went wrong last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Room {
     limit_bytes: Option<u64>,
+    /// What is left of [`DECODED_SPARE_BYTES`].
+    spare: Mutex<u64>,
     /// Granted, and not yet written.
     granted: Mutex<u64>,
     trouble: Mutex<Option<String>>,
@@ -37,8 +47,49 @@ pub struct Room {
 impl Room {
     /// At most `limit_bytes` in the whole directory; `None`: as much as the disk has.
     pub fn new(limit_bytes: Option<u64>) -> Self {
-        Room { limit_bytes, ..Room::default() }
+        let spare = Mutex::new(DECODED_SPARE_BYTES);
+        Room { limit_bytes, spare, granted: Mutex::default(), trouble: Mutex::default() }
     }
+
+    fn spare(&self) -> MutexGuard<'_, u64> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How large a decoded layer may become. What it took goes back with it, unless it is kept.
+#[derive(Debug)]
+pub struct Allowance {
+    cache: Cache,
+    stored_bytes: u64,
+    bytes: u64,
+}
+
+impl Allowance {
+    /// It is to get so many bytes more. `false`: it has too many for its blob, or for the limit.
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        let then = self.bytes.saturating_add(bytes);
+        let more = beyond(self.stored_bytes, then) - beyond(self.stored_bytes, self.bytes);
+        let mut spare = self.cache.room.spare();
+        let Some(left) = spare.checked_sub(more) else { return false };
+        (*spare, self.bytes) = (left, then);
+        self.cache.may_keep(then)
+    }
+
+    /// It is kept.
+    pub fn spend(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Allowance {
+    fn drop(&mut self) {
+        *self.cache.room.spare() += beyond(self.stored_bytes, self.bytes);
+    }
+}
+
+/// How much of a decoded layer's size its blob's does not account for.
+fn beyond(stored_bytes: u64, decoded_bytes: u64) -> u64 {
+    decoded_bytes.saturating_sub(stored_bytes.saturating_mul(DECODED_PER_STORED))
 }
 
 impl Cache {
@@ -50,6 +101,17 @@ impl Cache {
     /// Whether a file of so many bytes is worth keeping.
     pub fn may_keep(&self, bytes: u64) -> bool {
         self.room.limit_bytes.is_none_or(|limit| bytes <= limit / FILES_PER_LIMIT)
+    }
+
+    /// Whether a decoded layer is worth keeping that has so many bytes, where its blob has
+    /// `stored_bytes`.
+    pub fn may_decode(&self, stored_bytes: u64, decoded_bytes: u64) -> bool {
+        beyond(stored_bytes, decoded_bytes) <= *self.room.spare()
+    }
+
+    /// For the decoded layer of a blob of so many bytes, while it is written.
+    pub fn allow_decoded(&self, stored_bytes: u64) -> Allowance {
+        Allowance { cache: self.clone(), stored_bytes, bytes: 0 }
     }
 
     /// Makes room for `bytes` more, least recently used files go for them. `false`: there is none,
