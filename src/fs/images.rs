@@ -13,11 +13,12 @@ use crate::fetch::image::Image;
 use crate::fetch::layer::LayerReader;
 use crate::fetch::store::Store;
 use crate::fetch::{Error, ErrorKind, Result};
-use crate::layout::Digest;
 use crate::layout::index::LayerIndex;
 use crate::layout::merge::{self, Changeset, Merged};
+use crate::layout::tar::METADATA_BYTES_MAX;
 use crate::layout::tree::{Layer, Tree};
 use crate::layout::view;
+use crate::layout::{self, Digest};
 
 /// Layers that are read for the first time at once, on a machine with many cores: each has three
 /// requests under way, and a slow line that is shared by more would leave some without a byte for
@@ -102,14 +103,23 @@ async fn open_layers(store: &Arc<Store>, layers: &[Layer]) -> Result<HashMap<Dig
     let mut ordered: Vec<&Layer> = unique.into_values().collect();
     // The largest first: it bounds the whole.
     ordered.sort_by_key(|l| std::cmp::Reverse((l.blob.size, l.blob.digest)));
-    futures_util::stream::iter(ordered.into_iter().cloned())
+    let mut opening = futures_util::stream::iter(ordered.into_iter().cloned())
         .map(|layer| async move {
             let digest = layer.blob.digest;
             open_layer(store, layer).await.map(|opened| (digest, opened))
         })
-        .buffer_unordered(cores)
-        .try_collect()
-        .await
+        .buffer_unordered(cores);
+    let (mut all, mut bytes) = (HashMap::new(), 0_u64);
+    while let Some((digest, opened)) = opening.try_next().await? {
+        bytes = bytes.saturating_add(opened.index.metadata_bytes());
+        if bytes > METADATA_BYTES_MAX {
+            let what = "memory in bytes for the entries of all layers".to_owned();
+            let error = Error::from(layout::Error::Limit { what, limit: METADATA_BYTES_MAX });
+            return Err(error.context(format!("layer {digest}")));
+        }
+        all.insert(digest, opened);
+    }
+    Ok(all)
 }
 
 async fn open_layer(store: &Arc<Store>, layer: Layer) -> Result<Opened> {

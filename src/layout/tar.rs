@@ -31,9 +31,9 @@ use member::{Names, read_entry, sparse_size, stored_size};
 /// accept.
 pub const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
-/// Most memory for the entries of one layer: about ten million files. Global headers and shared
-/// names would otherwise turn a small archive into any amount.
-pub const METADATA_BYTES_MAX: u64 = 2 << 30;
+/// Most memory for the entries of one layer, and of all layers of an image: about five million files.
+/// Global headers and shared names would otherwise turn a small archive into any amount.
+pub const METADATA_BYTES_MAX: u64 = 1 << 30;
 
 /// Where the furthest content ends: what a file position can say. Padding fits behind it.
 const POSITION_MAX: u64 = i64::MAX as u64;
@@ -115,8 +115,8 @@ impl TarParser {
     /// Reads the next bytes of the archive and appends the members whose headers they complete.
     ///
     /// # Errors
-    /// [`Error::Tar`] with the offset of the header at fault; [`Error::Limit`] when the entries
-    /// exceed [`METADATA_BYTES_MAX`].
+    /// [`Error::Tar`] with the offset of the header at fault, also when the entries exceed
+    /// [`METADATA_BYTES_MAX`].
     pub fn push(&mut self, mut bytes: &[u8], entries: &mut Vec<Entry>) -> Result<()> {
         while !bytes.is_empty() {
             let taken = self.take(bytes);
@@ -344,8 +344,9 @@ impl TarParser {
     fn emit(&mut self, entry: Entry, entries: &mut Vec<Entry>) -> Result<()> {
         self.metadata_bytes = self.metadata_bytes.saturating_add(metadata_bytes(&entry));
         if self.metadata_bytes > METADATA_BYTES_MAX {
-            let what = "memory in bytes for the layer's entries".to_owned();
-            return Err(Error::Limit { what, limit: METADATA_BYTES_MAX });
+            let limit = METADATA_BYTES_MAX;
+            let reason = format!("the entries up to here take more than {limit} bytes of memory");
+            return Err(Error::tar(entry.offset, reason));
         }
         entries.push(entry);
         Ok(())

@@ -13,6 +13,7 @@ pub use check::check;
 use super::digest::Digest;
 use super::entry::Entry;
 use super::range::ByteRange;
+use super::tar::metadata_bytes;
 
 /// The table of contents of one layer.
 ///
@@ -115,6 +116,12 @@ impl LayerIndex {
         }
         let range = window.start as usize..window.end as usize;
         window::unpack(self.windows.get(range).ok_or("a window that is not there")?)
+    }
+
+    /// About how much memory the entries and windows take.
+    pub fn metadata_bytes(&self) -> u64 {
+        let windows = self.windows.len() as u64;
+        self.entries.iter().map(metadata_bytes).fold(windows, u64::saturating_add)
     }
 
     /// The indexes (into `spans`) of the spans that hold the bytes `tar` of the uncompressed layer.
