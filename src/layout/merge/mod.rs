@@ -28,6 +28,10 @@ use resolve::{Place, follow, split};
 /// Most warnings that are kept: the first ones show what is wrong with an image.
 const WARNINGS_MAX: usize = 100;
 
+/// Most names in link targets that are followed for all entries of an image: a few seconds. Where
+/// `lib` is a link, each entry below it takes two; forty links of four kilobytes take 80,000.
+const LINK_STEPS_MAX: usize = 1 << 25;
+
 /// One layer, ready to be applied.
 #[derive(Debug, Clone)]
 pub struct Changeset {
@@ -75,12 +79,11 @@ pub fn merge(changesets: Vec<Changeset>) -> Result<Merged> {
     }
     let layers = changesets.iter().map(|c| c.layer.clone()).collect();
     let mut builder = Builder::new(layers);
-    let mut warnings = Vec::new();
+    let mut spent = Spent::default();
     for (number, changeset) in (0u16..).zip(changesets) {
-        Apply::new(&mut builder, &mut warnings, number, &changeset, false)
-            .all(changeset.entries)?;
+        Apply::new(&mut builder, &mut spent, number, &changeset, false).all(changeset.entries)?;
     }
-    Ok(Merged { tree: builder.finish(), warnings })
+    Ok(Merged { tree: builder.finish(), warnings: spent.warnings })
 }
 
 /// One layer's own changes: its entries, and its whiteouts as empty files of their own names.
@@ -90,15 +93,22 @@ pub fn merge(changesets: Vec<Changeset>) -> Result<Merged> {
 /// As [`merge`].
 pub fn layer_tree(changeset: Changeset) -> Result<Merged> {
     let mut builder = Builder::new(vec![changeset.layer.clone()]);
-    let mut warnings = Vec::new();
-    Apply::new(&mut builder, &mut warnings, 0, &changeset, true).all(changeset.entries)?;
-    Ok(Merged { tree: builder.finish(), warnings })
+    let mut spent = Spent::default();
+    Apply::new(&mut builder, &mut spent, 0, &changeset, true).all(changeset.entries)?;
+    Ok(Merged { tree: builder.finish(), warnings: spent.warnings })
+}
+
+/// What all layers together have used of the limits.
+#[derive(Default)]
+struct Spent {
+    warnings: Vec<String>,
+    link_steps: usize,
 }
 
 /// One layer on its way into the tree.
 struct Apply<'a> {
     builder: &'a mut Builder,
-    warnings: &'a mut Vec<String>,
+    spent: &'a mut Spent,
     number: u16,
     short: String,
     tar_size: u64,
@@ -116,14 +126,14 @@ struct Apply<'a> {
 impl<'a> Apply<'a> {
     fn new(
         builder: &'a mut Builder,
-        warnings: &'a mut Vec<String>,
+        spent: &'a mut Spent,
         number: u16,
         changeset: &Changeset,
         shows_whiteouts: bool,
     ) -> Self {
         Apply {
             builder,
-            warnings,
+            spent,
             number,
             short: changeset.layer.blob.digest.short(),
             tar_size: changeset.tar_size,
@@ -255,11 +265,11 @@ impl<'a> Apply<'a> {
     }
 
     fn leave_out(&mut self, offset: u64, parent: &[u8], name: &[u8], target: &[u8], why: &str) {
-        if self.warnings.len() >= WARNINGS_MAX {
+        if self.spent.warnings.len() >= WARNINGS_MAX {
             return;
         }
         let slash = if parent.is_empty() { "" } else { "/" };
-        self.warnings.push(format!(
+        self.spent.warnings.push(format!(
             "layer {}: entry at offset {offset}: hard link {}{slash}{} is left out: its target \
              {} {why}",
             self.short,
@@ -273,8 +283,17 @@ impl<'a> Apply<'a> {
         Error::Changeset { layer: self.short.clone(), offset, reason }
     }
 
-    fn follow<'p>(&'p self, offset: u64, path: &'p [u8]) -> Result<Place<'p>> {
-        follow(self.builder, path).map_err(|reason| self.refuse(offset, reason))
+    fn follow<'p>(&'p mut self, offset: u64, path: &'p [u8]) -> Result<Place<'p>> {
+        let place = follow(self.builder, path);
+        let steps = place.as_ref().map_or(0, |place| place.link_steps);
+        self.spent.link_steps = self.spent.link_steps.saturating_add(steps);
+        let refused = |reason| Error::Changeset { layer: self.short.clone(), offset, reason };
+        if self.spent.link_steps > LINK_STEPS_MAX {
+            let reason =
+                format!("more than {LINK_STEPS_MAX} steps along symbolic links up to here");
+            return Err(refused(reason));
+        }
+        place.map_err(refused)
     }
 
     /// The directory that `path` leads to, made where it is missing, and marked as holding

@@ -35,6 +35,8 @@ pub(in crate::layout) struct Place<'a> {
     pub trail: Vec<NodeId>,
     /// Names below it that do not exist, or are no directories.
     pub absent: Vec<&'a [u8]>,
+    /// How many names in the targets of links were followed on the way.
+    pub link_steps: usize,
 }
 
 impl Place<'_> {
@@ -56,7 +58,7 @@ pub(in crate::layout) fn follow<'a>(
     tree: &'a impl Names,
     path: &'a [u8],
 ) -> Result<Place<'a>, String> {
-    let mut place = Place { trail: Vec::new(), absent: Vec::new() };
+    let mut place = Place { trail: Vec::new(), absent: Vec::new(), link_steps: 0 };
     let mut ahead: Vec<&[u8]> = components(path).collect();
     ahead.reverse();
     let mut links = 0;
@@ -88,6 +90,7 @@ pub(in crate::layout) fn follow<'a>(
                 let at = ahead.len();
                 ahead.extend(components(target));
                 ahead[at..].reverse();
+                place.link_steps += ahead.len() - at;
             }
             _ => place.absent.push(name),
         }
