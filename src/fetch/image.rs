@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::{Error, ErrorKind, Result};
 use super::layout_dir::{read_blob_document, read_document};
 use super::store::Store;
+use crate::layout::Digest;
 use crate::layout::entry::Time;
 use crate::layout::oci::{
     self, Descriptor, Document, ImageConfig, ImageIndex, Manifest, NESTED_INDEXES_MAX, Platform,
@@ -16,6 +18,10 @@ use crate::layout::view::Documents;
 /// The annotation of `index.json` in which `sparse` records where the image came from:
 /// `registry/repository`. (Not in the manifest: its digest stays the registry's.)
 pub const SOURCE_ANNOTATION: &str = "dev.layoutfs.source";
+
+/// Most bytes of all documents that one layout view holds: they are in memory. Thousands of images
+/// have less.
+const DOCUMENTS_BYTES_MAX: u64 = 32 << 20;
 
 /// A layout directory whose `index.json` was read, and the image in it that is meant.
 #[derive(Debug, Clone)]
@@ -133,14 +139,22 @@ impl Image {
     /// Every document that `index.json` leads to, as far as it can be had: what the layout view
     /// shows the blobs of. One that cannot be had is named in the log, and is itself shown.
     pub async fn documents(&self, store: &Store) -> Documents {
-        let mut documents = BTreeMap::new();
-        let mut seen = HashSet::new();
+        let mut documents: BTreeMap<Digest, Arc<[u8]>> = BTreeMap::new();
+        let (mut seen, mut bytes_left) = (HashSet::new(), DOCUMENTS_BYTES_MAX);
         let mut queue: Vec<(Descriptor, usize)> =
             self.selected.index.manifests.iter().map(|d| (d.clone(), 0)).collect();
+        // Taken from the end: what is mounted comes first.
+        queue.extend([(self.descriptor.clone(), 0), (self.selected.descriptor.clone(), 0)]);
         while let Some((descriptor, depth)) = queue.pop() {
             if !oci::is_document(&descriptor) || !seen.insert(descriptor.blob.digest) {
                 continue;
             }
+            let Some(left) = bytes_left.checked_sub(descriptor.blob.size) else {
+                let digest = descriptor.blob.digest;
+                tracing::warn!(%digest, "more documents than {DOCUMENTS_BYTES_MAX} bytes: showing \
+                                         one without its blobs");
+                continue;
+            };
             let bytes = match document(store, &self.selected.directory, &descriptor).await {
                 Ok(bytes) => bytes,
                 Err(error) => {
@@ -149,13 +163,17 @@ impl Image {
                     continue;
                 }
             };
+            bytes_left = left;
             match oci::parse_document(&descriptor, &bytes) {
                 Ok(Document::Index(index)) if depth < NESTED_INDEXES_MAX => {
                     queue.extend(index.manifests.into_iter().map(|d| (d, depth + 1)));
                 }
                 Ok(Document::Manifest(manifest)) => {
                     let config = &manifest.config;
-                    if let Ok(Some(bytes)) = local_document(&self.selected.directory, config) {
+                    if config.blob.size <= bytes_left
+                        && let Ok(Some(bytes)) = local_document(&self.selected.directory, config)
+                    {
+                        bytes_left -= config.blob.size;
                         documents.insert(config.blob.digest, bytes.into());
                     }
                 }
