@@ -47,6 +47,8 @@ pub(crate) struct PaxRecords {
     /// By key; the last of several counts. An empty value (but for xattrs) takes back what a global
     /// header said.
     values: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Of keys and values, where global records are put together.
+    bytes: usize,
     /// `GNU.sparse.offset` and `GNU.sparse.numbytes` in their order (sparse format 0.0).
     pub(crate) sparse_numbers: Vec<u64>,
 }
@@ -89,10 +91,17 @@ impl PaxRecords {
 
     /// Takes the records of a further global header into force.
     pub(crate) fn update(&mut self, later: PaxRecords) -> Result<(), String> {
-        self.values.extend(later.values);
-        self.values.retain(|key, value| !value.is_empty() || key.starts_with(XATTR_PREFIX));
-        let bytes: usize = self.values.iter().map(|(key, value)| key.len() + value.len()).sum();
-        if bytes > GLOBAL_BYTES_MAX {
+        for (key, value) in later.values {
+            // Whatever it takes the place of goes, and an empty value only takes back.
+            if let Some(former) = self.values.remove(&key) {
+                self.bytes -= key.len() + former.len();
+            }
+            if !value.is_empty() || key.starts_with(XATTR_PREFIX) {
+                self.bytes += key.len() + value.len();
+                self.values.insert(key, value);
+            }
+        }
+        if self.bytes > GLOBAL_BYTES_MAX {
             return Err(format!("more than {GLOBAL_BYTES_MAX} bytes of global PAX records"));
         }
         Ok(())
