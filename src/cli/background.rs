@@ -45,8 +45,9 @@ pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
         .spawn()
         .map_err(|e| failed(&e))?;
     let mut said = Vec::new();
-    if let Some(mut output) = child.stdout.take() {
-        output.read_to_end(&mut said).map_err(|e| failed(&e))?;
+    if let Some(output) = child.stdout.take() {
+        let most = READY.len() as u64 + 1;
+        output.take(most).read_to_end(&mut said).map_err(|e| failed(&e))?;
     }
     if said == READY {
         return Ok(0);

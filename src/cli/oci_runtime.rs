@@ -1,6 +1,7 @@
 //! An OCI runtime and the container that it runs from a bundle: signals forwarded, exit code told.
 
 use std::ffi::OsString;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -56,6 +57,9 @@ pub fn find(wanted: Option<&Path>) -> Result<PathBuf> {
         }),
     }
 }
+
+/// How much of a runtime's log is read for the reason of a failure, which it writes last.
+const LOG_BYTES_MAX: u64 = 1 << 20;
 
 /// How a container ended.
 #[derive(Debug)]
@@ -173,7 +177,7 @@ impl<'a> Container<'a> {
         if code == 0 {
             return (0, None);
         }
-        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let log = end_of(&self.log()).unwrap_or_default();
         let Some(said) = log.lines().rev().find_map(failure) else { return (code, None) };
         let message = said.to_lowercase();
         // The runtime has printed it.
@@ -188,6 +192,16 @@ impl<'a> Container<'a> {
             };
         (code, Some(said))
     }
+}
+
+/// The last [`LOG_BYTES_MAX`] bytes of a file.
+fn end_of(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let start = file.metadata()?.len().saturating_sub(LOG_BYTES_MAX);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The message of a line of a runtime's log that tells of its failure.

@@ -4,6 +4,7 @@
 //! `status`) and `<key>.log` in the run directory; `<key>` stands for the mount point. A record
 //! whose process is gone is stale, and whoever finds it cleans up.
 
+use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use crate::layout::Digest;
 
 /// Long enough to look into what happened over a weekend.
 const LOGS_KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The most that is read of a record, which is a few paths: longer ones are none.
+const RECORD_BYTES_MAX: u64 = 1 << 20;
 
 /// Where records are kept.
 #[derive(Debug, Clone)]
@@ -246,7 +250,9 @@ impl Record {
 }
 
 fn read_record(path: &Path) -> Option<Record> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).ok()?.take(RECORD_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 /// Field 22 of `/proc/<pid>/stat` (proc(5)): the start time. `None`: no such process, or a zombie.
