@@ -12,6 +12,7 @@ mod extend;
 mod faults_matrix;
 mod finalize;
 mod formats;
+mod hostile;
 mod hydrate_app;
 mod image_works;
 mod layouts;
