@@ -213,8 +213,13 @@ fn with_children(pid: u32) -> Vec<u32> {
     std::iter::once(pid).chain(children).collect()
 }
 
-/// `VmHWM` of a process (proc(5)); `None` when it has ended.
+/// `VmHWM` of a process (proc(5)); `None` when it has ended, or still has our memory: a child that
+/// has begun `exec` wakes its parent a moment before it has its own.
 fn peak_bytes_of(pid: u32) -> Option<u64> {
+    let program = |pid: &str| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    if program(&pid.to_string())? == program("self")? {
+        return None;
+    }
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
