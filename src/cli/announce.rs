@@ -1,10 +1,16 @@
 //! Says how an image will be read before it is, so that nobody is lazily surprised.
 
+use futures_util::{StreamExt as _, stream};
+
 use super::context::{Context, OpenImage};
 use super::units::size;
 use crate::fetch::how::How;
-use crate::fetch::{Error, ErrorKind, Result};
+use crate::fetch::{Error, ErrorKind, Result, tables};
 use crate::fs::images::ViewKind;
+use crate::layout::tree::Layer;
+
+/// Tables that are read at the same time: some hundred KiB each.
+const TABLES_AT_ONCE: usize = 4;
 
 /// What [`announce`] tells people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +36,7 @@ pub fn announce(
         return Ok(Vec::new());
     }
     let layers = open.image.layers()?;
+    read_tables(context, open, &layers)?;
     let mut hows = Vec::with_capacity(layers.len());
     for (number, layer) in layers.iter().enumerate() {
         let how = How::of(&open.store, layer)?;
@@ -50,4 +57,25 @@ pub fn announce(
         return Err(Error::new(ErrorKind::Usage, message));
     }
     Ok(hows)
+}
+
+/// Reads the tables of contents that layers bring, so that what is said next is certain.
+fn read_tables(context: &Context, open: &OpenImage, layers: &[Layer]) -> Result<()> {
+    let unknown = layers.iter().filter(|layer| tables::saved_index(&open.store, layer).is_none());
+    let read = stream::iter(unknown.cloned().collect::<Vec<_>>())
+        .map(|layer| async move { (tables::own_table(&open.store, &layer).await, layer) })
+        .buffered(TABLES_AT_ONCE)
+        .collect::<Vec<_>>();
+    for (table, layer) in context.runtime.block_on(read) {
+        match table {
+            Ok(_) => {}
+            Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::DigestMismatch) => {
+                let digest = layer.blob.digest.short();
+                tracing::warn!("layer {digest}: its table of contents is not used: {error}");
+            }
+            // The layer's bytes cannot be had either, which is told where they are needed.
+            Err(error) => tracing::debug!(%error, "no table of contents"),
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,8 @@
 use super::cache::Cache;
 use super::error::Result;
 use super::store::Store;
+use super::tables;
+use crate::layout::index::{Origin, is_seekable};
 use crate::layout::tree::Layer;
 
 /// How the bytes of one layer come to a reader.
@@ -11,8 +13,14 @@ use crate::layout::tree::Layer;
 pub enum How {
     /// Blob (or decoded layer) and index are local: no request.
     Local,
-    /// The index is local, so only the spans that are read are fetched.
+    /// A pass has made an index, so only the spans that are read are fetched.
     OwnIndex,
+    /// The same, by the table of contents in an eStargz layer.
+    Estargz,
+    /// The same, by the table of contents in a `zstd:chunked` layer.
+    ZstdChunked,
+    /// The same, by a SOCI zTOC.
+    Soci,
     /// The index is local, but the layer has no place to start decoding at but its beginning: the
     /// first read of its content fetches it whole.
     WholeOnFirstRead,
@@ -30,20 +38,28 @@ impl How {
     pub fn of(store: &Store, layer: &Layer) -> Result<How> {
         let cache: &Cache = store.cache();
         let local = store.open_local(&layer.blob)?.is_some();
-        let Some(index) = cache.load_index(&layer.blob.digest) else {
+        let Some(index) = tables::saved_index(store, layer) else {
             return Ok(if local { How::OnePassLocal } else { How::OnePass });
         };
         let decoded = cache.open_decoded(&layer.diff_id, index.tar_size).is_some();
-        Ok(match (local || decoded, crate::layout::index::is_seekable(&index.spans)) {
+        Ok(match (local || decoded, is_seekable(&index.spans)) {
             (true, _) => How::Local,
-            (false, true) => How::OwnIndex,
+            (false, true) => match index.origin {
+                Origin::OnePass => How::OwnIndex,
+                Origin::EStargz => How::Estargz,
+                Origin::ZstdChunked => How::ZstdChunked,
+                Origin::Soci => How::Soci,
+            },
             (false, false) => How::WholeOnFirstRead,
         })
     }
 
     /// Reading needs no more of the layer than what is read.
     pub fn is_lazy(self) -> bool {
-        matches!(self, How::Local | How::OwnIndex)
+        match self {
+            How::Local | How::OwnIndex | How::Estargz | How::ZstdChunked | How::Soci => true,
+            How::WholeOnFirstRead | How::OnePass | How::OnePassLocal => false,
+        }
     }
 
     /// For people; `size` is the layer's, already formatted.
@@ -51,6 +67,9 @@ impl How {
         match self {
             How::Local => "local".to_owned(),
             How::OwnIndex => "lazy, by own index".to_owned(),
+            How::Estargz => "lazy, by eStargz".to_owned(),
+            How::ZstdChunked => "lazy, by zstd:chunked".to_owned(),
+            How::Soci => "lazy, by SOCI".to_owned(),
             How::WholeOnFirstRead => format!("indexed; its first read fetches all {size}"),
             How::OnePass => format!("needs one pass of {size}"),
             How::OnePassLocal => format!("local; needs one pass of {size}"),

@@ -41,6 +41,7 @@ pub mod span_reader;
 pub mod spans;
 pub mod sparse;
 pub mod store;
+pub mod tables;
 pub mod upper;
 mod writing;
 

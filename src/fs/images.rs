@@ -12,7 +12,7 @@ use crate::fetch::first_pass::{self, Keep};
 use crate::fetch::image::Image;
 use crate::fetch::layer::LayerReader;
 use crate::fetch::store::Store;
-use crate::fetch::{Error, ErrorKind, Result};
+use crate::fetch::{Error, ErrorKind, Result, tables};
 use crate::layout::index::LayerIndex;
 use crate::layout::merge::{self, Changeset, Merged};
 use crate::layout::tar::METADATA_BYTES_MAX;
@@ -123,8 +123,11 @@ async fn open_layers(store: &Arc<Store>, layers: &[Layer]) -> Result<HashMap<Dig
 }
 
 async fn open_layer(store: &Arc<Store>, layer: Layer) -> Result<Opened> {
-    let saved = store.cache().load_index(&layer.blob.digest);
-    let (index, decoded) = match saved.filter(|index| index.diff_id == layer.diff_id) {
+    let known = match tables::saved_index(store, &layer) {
+        Some(index) => Some(index),
+        None => tables::own_table(store, &layer).await.or_else(useless)?,
+    };
+    let (index, decoded) = match known {
         Some(index) => (index, None),
         None => {
             let pass = first_pass::run(store, &layer, Keep::WhatHelps).await?;
@@ -133,6 +136,15 @@ async fn open_layer(store: &Arc<Store>, layer: Layer) -> Result<Opened> {
     };
     let reader = Arc::new(LayerReader::new(store.clone(), layer, &index, decoded)?);
     Ok(Opened { index, reader })
+}
+
+/// A table of contents that is of no use is none; what cannot be had is an error.
+fn useless(error: Error) -> Result<Option<LayerIndex>> {
+    match error.kind {
+        // Who is told in time has been: see `cli/announce.rs`.
+        ErrorKind::Invalid | ErrorKind::DigestMismatch => Ok(None),
+        _ => Err(error),
+    }
 }
 
 /// The rootfs. Takes the entries out of the indexes: from here on only spans are needed.

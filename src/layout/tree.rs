@@ -32,6 +32,8 @@ pub struct Layer {
     pub diff_id: Digest,
     /// Media type of the layer's descriptor, verbatim.
     pub media_type: String,
+    /// Annotations of the layer's descriptor.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Where a regular file's bytes are.

@@ -20,6 +20,7 @@ mod lifecycle;
 mod listing_works;
 mod merge_model;
 mod mounts;
+mod own_tables;
 mod panics;
 mod proofs;
 mod push;

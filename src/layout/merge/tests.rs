@@ -11,7 +11,8 @@ const TAR_BYTES: u64 = 10_000;
 fn changeset(text: &str) -> Changeset {
     let digest = Digest::sha256_of(text.as_bytes());
     let media_type = "application/vnd.oci.image.layer.v1.tar".to_owned();
-    let layer = Layer { blob: Blob { digest, size: TAR_BYTES }, diff_id: digest, media_type };
+    let (blob, annotations) = (Blob { digest, size: TAR_BYTES }, Default::default());
+    let layer = Layer { blob, diff_id: digest, media_type, annotations };
     Changeset { layer, tar_size: TAR_BYTES, entries: parse(text).unwrap() }
 }
 

@@ -94,8 +94,9 @@ pub fn rootfs_layers(manifest: &Manifest, config: &ImageConfig) -> Result<Vec<La
             let reason = format!("media type {media_type} is not supported, expected a tar");
             return Err(Error::document(name, reason));
         }
-        let media_type = media_type.clone();
-        Ok(Layer { blob: descriptor.blob, diff_id: *diff_id, media_type })
+        let (blob, media_type) = (descriptor.blob, media_type.clone());
+        let annotations = descriptor.annotations.clone();
+        Ok(Layer { blob, diff_id: *diff_id, media_type, annotations })
     };
     manifest.layers.iter().zip(&config.diff_ids).map(layer).collect()
 }

@@ -1,0 +1,149 @@
+//! Images whose layers bring a table of contents: mounted by it, and shown as without it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use layoutfs::layout::codec::{Decoded, Decoder};
+use layoutfs::layout::error::Error;
+
+use crate::support::image::{Image, ImageBuilder};
+use crate::support::layer::Compression;
+use crate::support::mount::{Mount, Room};
+use crate::support::registry::Registry;
+
+/// Fixtures, their compression, and how they are said to be read.
+const LAYERS: [(&str, Compression, &str); 6] = [
+    ("estargz.tar.gz", Compression::Gzip, "lazy, by eStargz"),
+    ("estargz-inner.tar.gz", Compression::Gzip, "lazy, by eStargz"),
+    ("estargz-kept.tar.gz", Compression::Gzip, "lazy, by eStargz"),
+    ("zstd-chunked.tar.zst", Compression::Zstd, "lazy, by zstd:chunked"),
+    ("zstd-chunked-skopeo.tar.zst", Compression::Zstd, "lazy, by zstd:chunked"),
+    ("zstd-chunked-nerdctl.tar.zst", Compression::Zstd, "lazy, by zstd:chunked"),
+];
+
+const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+fn fixture(name: &str) -> (Vec<u8>, BTreeMap<String, String>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    let annotations = std::fs::read(format!("{}.annotations", path.display())).expect("beside it");
+    (std::fs::read(path).expect("there"), serde_json::from_slice(&annotations).expect("JSON"))
+}
+
+fn tar_of(blob: &[u8]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    let mut sink = |decoded: Decoded<'_>| {
+        if let Decoded::Bytes(bytes) = decoded {
+            tar.extend_from_slice(bytes);
+        }
+        Ok::<(), Error>(())
+    };
+    Decoder::new().push(blob, &mut sink).expect("it decodes");
+    tar
+}
+
+fn image_of(name: &str, compression: Compression, annotations: &BTreeMap<String, String>) -> Image {
+    let (blob, _) = fixture(name);
+    let mut image = ImageBuilder::new().layer_of_blob(&tar_of(&blob), blob, compression);
+    for (name, value) in annotations {
+        image = image.annotate_layer(name, value);
+    }
+    image.build()
+}
+
+/// A registry with the image as `team/app:TAG`, and a sparse layout of it in a room of its own.
+fn sparse(registry: &Registry, image: &Image, tag: &str) -> (Arc<Room>, String) {
+    image.push(registry, "team/app", tag);
+    let room = Room::new();
+    let layout = room.path().join("layout").display().to_string();
+    room.layoutfs(&["sparse", &registry.reference("team/app", tag), "--to", &layout]);
+    (room, layout)
+}
+
+/// Every regular file's content by its path, and where links lead.
+fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut found, mut folders) = (BTreeMap::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a directory").map(Result::unwrap) {
+            let (path, kind) = (entry.path(), entry.file_type().expect("a type"));
+            let name = path.strip_prefix(root).expect("below").to_owned();
+            if kind.is_dir() {
+                folders.push(path);
+            } else if kind.is_symlink() {
+                let target = std::fs::read_link(&path).expect("a link");
+                found.insert(name, target.into_os_string().into_encoded_bytes());
+            } else if kind.is_file() {
+                found.insert(name, std::fs::read(&path).expect("it is read"));
+            } else {
+                found.insert(name, Vec::new());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_layer_is_read_by_its_own_table_and_shows_what_a_pass_shows() {
+    for (name, compression, how) in LAYERS {
+        let registry = Registry::start();
+        let (_, annotations) = fixture(name);
+        let with = image_of(name, compression, &annotations);
+        let (room, layout) = sparse(&registry, &with, "with");
+        let lazy = room.mount(&layout, &["--require-lazy"]);
+        assert!(lazy.said().contains(how), "{name}: {}", lazy.said());
+        let without = image_of(name, compression, &BTreeMap::new());
+        let (room, layout) = sparse(&registry, &without, "without");
+        let pass = room.mount(&layout, &[]);
+        assert!(pass.said().contains("needs one pass"), "{name}: {}", pass.said());
+        let (by_table, by_pass) = (contents(lazy.path()), contents(pass.path()));
+        assert!(by_pass.len() > 3, "{name}");
+        assert_eq!(
+            by_table.keys().collect::<Vec<_>>(),
+            by_pass.keys().collect::<Vec<_>>(),
+            "{name}"
+        );
+        for (path, content) in by_pass {
+            assert!(by_table[&path] == content, "{name}: {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn what_a_table_told_is_known_to_the_next_mount() {
+    let registry = Registry::start();
+    let (name, compression, how) = LAYERS[0];
+    let (_, annotations) = fixture(name);
+    let image = image_of(name, compression, &annotations);
+    let (room, layout) = sparse(&registry, &image, "v1");
+    contents(room.mount(&layout, &[]).path());
+    registry.clear();
+    let again = room.mount(&layout, &[]);
+    assert!(again.said().contains(how), "{}", again.said());
+    contents(again.path());
+    assert_eq!(registry.blob_requests(&image.layers[0].digest).len(), 0);
+}
+
+/// A mount that was made in spite of a table of no use.
+fn mounted_without(annotations: &BTreeMap<String, String>) -> (Mount, Image, Registry) {
+    let registry = Registry::start();
+    let (name, compression, _) = LAYERS[0];
+    let image = image_of(name, compression, annotations);
+    let (room, layout) = sparse(&registry, &image, "v1");
+    let refused = room.run(&["mount", &layout, "/mnt", "--require-lazy"]);
+    assert_eq!(refused.code(), Some(2), "{refused}");
+    (room.mount(&layout, &[]), image, registry)
+}
+
+#[test]
+fn a_table_that_is_not_what_the_manifest_names_is_told_and_a_pass_made() {
+    let (_, mut annotations) = fixture(LAYERS[0].0);
+    let wrong = format!("sha256:{}", "5".repeat(64));
+    annotations.insert(TOC_DIGEST.to_owned(), wrong.clone());
+    let (mount, image, _registry) = mounted_without(&annotations);
+    let said = mount.said();
+    let digest = image.layers[0].digest.to_string();
+    assert!(said.contains("its table of contents is not used"), "{said}");
+    assert!(said.contains(&wrong) && said.contains(&digest[7..19]), "{said}");
+    assert!(said.contains("needs one pass"), "{said}");
+    assert!(contents(mount.path()).len() > 3);
+}
