@@ -18,6 +18,9 @@ const SEEKABLE: Compression = Compression::GzipMembers(64 << 10);
 /// More than one span, which holds 1 MiB.
 const BIG_BYTES: usize = 5 << 20;
 
+/// The layers; each holds its own files.
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
 fn image() -> Image {
     let layer = |name: &str| {
         LayerBuilder::new()
@@ -103,11 +106,55 @@ fn one_byte_of_one_layer_fetches_a_part_of_it_and_nothing_of_the_others() {
     assert!(sent(0) > 0 && sent(0) < image.layers[0].blob.len() as u64 / 2, "{}", sent(0));
     assert_eq!(registry.blob_requests(&image.layers[0].digest).len(), 1);
     assert_eq!([1, 2, 3, 4].map(sent), [0; 4]);
-    assert_eq!(content(mount.path(), "c/small"), b"c");
-    assert_eq!(content(mount.path(), "e/small"), b"e");
-    assert!(sent(2) < image.layers[2].blob.len() as u64 / 2);
-    assert!(sent(4) < image.layers[4].blob.len() as u64 / 2);
-    assert_eq!([1, 3].map(sent), [0; 2]);
+    for i in [1, 2, 4] {
+        assert_eq!(content(mount.path(), &format!("{}/small", NAMES[i])), NAMES[i].as_bytes());
+        assert!(sent(i) > 0 && sent(i) < image.layers[i].blob.len() as u64 / 2, "{i}: {}", sent(i));
+        assert_eq!(registry.blob_requests(&image.layers[i].digest).len(), 1, "{i}");
+    }
+    assert_eq!(sent(3), 0, "of one frame, it is fetched whole by its first reader");
+}
+
+#[test]
+fn a_scan_of_layers_with_indexes_fetches_each_byte_once_in_few_requests() {
+    let (registry, image, room, layout) = setting();
+    room.mount(&layout, &[]).unmount();
+    room.layoutfs(&["cache", "prune"]);
+    registry.clear();
+    let mount = room.mount(&layout, &[]);
+    // From the middle first: what a scan meets again is not fetched again.
+    for name in NAMES {
+        assert_eq!(content(mount.path(), &format!("{name}/small")), name.as_bytes());
+        assert_eq!(content(mount.path(), &format!("{name}/big")), generated(name, BIG_BYTES));
+    }
+    for (layer, name) in image.layers.iter().zip(NAMES) {
+        let (sent, size) = (registry.bytes_sent(&layer.digest), layer.blob.len() as u64);
+        // The tar's end and padding behind it are nobody's content.
+        assert!(sent <= size && sent + (64 << 10) > size, "{name}: {sent} of {size}");
+        let requests = registry.blob_requests(&layer.digest).len();
+        assert!(requests <= 6, "{name}: {requests} requests");
+    }
+    mount.unmount();
+    registry.clear();
+    let mount = room.mount(&layout, &[]);
+    for name in NAMES {
+        assert_eq!(content(mount.path(), &format!("{name}/big")), generated(name, BIG_BYTES));
+    }
+    assert_eq!(registry.requests().len(), 0, "all of it is here");
+}
+
+#[test]
+fn readers_of_one_span_share_one_fetch() {
+    let (registry, image, room, layout) = setting();
+    room.mount(&layout, &[]).unmount();
+    room.layoutfs(&["cache", "prune"]);
+    registry.clear();
+    let mount = room.mount(&layout, &[]);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(content(mount.path(), "b/small"), b"b"));
+        }
+    });
+    assert_eq!(registry.blob_requests(&image.layers[1].digest).len(), 1);
 }
 
 #[test]
@@ -134,11 +181,11 @@ fn a_layer_that_cannot_seek_is_fetched_once_for_all_its_readers() {
     let path = mount.path();
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| assert_eq!(content(path, "b/big"), generated("b", BIG_BYTES)));
-            scope.spawn(|| assert_eq!(content(path, "b/small"), b"b"));
+            scope.spawn(|| assert_eq!(content(path, "d/big"), generated("d", BIG_BYTES)));
+            scope.spawn(|| assert_eq!(content(path, "d/small"), b"d"));
         }
     });
-    let layer = &image.layers[1];
+    let layer = &image.layers[3];
     assert_eq!(registry.bytes_sent(&layer.digest), layer.blob.len() as u64);
 }
 

@@ -14,10 +14,16 @@ const HEAD_BYTES: usize = 34 << 10;
 /// or block), and a layer has few enough spans to keep a digest and a window of each.
 pub const SPAN_BYTES: u64 = 1 << 20;
 
+/// Most memory for the windows of one layer: those of 25 GB of ordinary gzip, or of 2 GB whose
+/// windows cannot be packed. Beyond it no place between two blocks is taken, and the layer is one
+/// that cannot be entered there.
+const WINDOWS_BYTES_MAX: usize = 64 << 20;
+
 /// Makes spans of the bytes of a blob, which come in order, and of the starts in them.
 pub struct SpanBuilder {
     spans: Vec<Span>,
     windows: Vec<u8>,
+    windows_bytes_max: usize,
     open: Open,
     /// Bytes of the blob so far, and the last of them.
     at: u64,
@@ -47,17 +53,25 @@ impl Open {
 
 impl Default for SpanBuilder {
     fn default() -> Self {
-        let open = Open::new(Start { blob: 0, tar: 0, within: None });
-        SpanBuilder { spans: Vec::new(), windows: Vec::new(), open, at: 0, last_byte: None }
+        Self::with_limit(WINDOWS_BYTES_MAX)
     }
 }
 
 impl SpanBuilder {
+    fn with_limit(windows_bytes_max: usize) -> Self {
+        let (spans, windows) = (Vec::new(), Vec::new());
+        let open = Open::new(Start { blob: 0, tar: 0, within: None });
+        SpanBuilder { spans, windows, windows_bytes_max, open, at: 0, last_byte: None }
+    }
+
     /// The next bytes of the blob, and the starts (ascending) that decoding them has told.
     pub fn push(&mut self, bytes: &[u8], starts: Vec<Start>) {
         let mut done = 0;
         // The first one is told when the codec is known: some bytes later.
         for start in starts.into_iter().filter(|start| start.blob > 0) {
+            if start.within.is_some() && self.windows.len() >= self.windows_bytes_max {
+                continue;
+            }
             // A start between two blocks shares its first byte with the span before it, and that
             // byte may have come with the bytes before these.
             let is_shared = start.within.as_ref().is_some_and(|within| within.bits > 0);
@@ -111,5 +125,31 @@ impl SpanBuilder {
             span.codec = codec;
         }
         (self.spans, self.windows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_have_a_limit_and_the_spans_stay_gapless() {
+        let window: Vec<u8> = (0..32_768u32).map(|n| ((n * n) >> 7) as u8).collect();
+        let start = |n: u64| {
+            let within = Some(Within { bits: 0, window: window.clone() });
+            Start { blob: n * 10, tar: n * 1000, within }
+        };
+        let mut builder = SpanBuilder::with_limit(20_000);
+        builder.push(&[7; 100], (1..10).map(start).collect());
+        let (spans, windows) = builder.finish(Codec::Gzip, 10_000);
+        assert!(
+            windows.len() < 20_000 + 33_000 && spans.len() < 5,
+            "{} {}",
+            windows.len(),
+            spans.len()
+        );
+        assert!(spans.len() > 1);
+        assert!(spans.windows(2).all(|pair| pair[0].tar.end == pair[1].tar.start));
+        assert_eq!(spans.last().map(|span| span.tar.end), Some(10_000));
     }
 }

@@ -98,7 +98,7 @@ fn assert_small(before: &[(String, u64)], base: &Image) {
 }
 
 #[test]
-fn a_trivial_run_fetches_a_small_part_of_an_image_that_can_be_read_in_parts() {
+fn a_trivial_run_fetches_a_small_part_of_an_image_of_many_members() {
     let indexed = indexed("members", DOCKERFILE);
     let (told, before, sent) = indexed.extend("shadow");
     assert_small(&before, &indexed.base);
@@ -122,7 +122,7 @@ fn only_layers_that_are_touched_are_fetched() {
     let [base, oddities, ..] = layers[..] else { panic!("{layers:?}") };
     assert!(touched.contains(base), "{touched:?}");
     assert!(!touched.contains(oddities), "{touched:?} of {layers:?}");
-    assert!(bytes(&sent) <= indexed.total(), "nothing is fetched twice: {told}: {sent:?}");
+    assert!(bytes(&sent) * 10 <= indexed.total(), "{told}: {sent:?}");
     report("shadow, one gzip member", &told);
 }
 
