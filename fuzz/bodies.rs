@@ -24,6 +24,7 @@ use layoutfs::layout::soci::manifest::SociIndex;
 use layoutfs::layout::soci::parse_ztoc;
 use layoutfs::layout::tar::TarParser;
 use layoutfs::layout::toc::{self, Place};
+use layoutfs::layout::trace::{Needed, Trace};
 use layoutfs::layout::tree::Builder;
 use layoutfs::layout::{Blob, Digest, codec};
 
@@ -392,4 +393,12 @@ pub fn soci(bytes: &[u8]) {
     let again = index.to_json("fuzzed");
     let ztocs = SociIndex::parse(&blob(&again), &again).map(|again| again.ztocs);
     assert_eq!(ztocs, Ok(index.ztocs));
+}
+
+/// A trace is refused, or keeps to what is said of one and survives being written again.
+pub fn traces(bytes: &[u8]) {
+    let Ok(trace) = Trace::parse(bytes) else { return };
+    let is_sound = |n: &Needed| n.layer < trace.layers.len() && !n.range.is_empty();
+    assert!(trace.needed.iter().all(is_sound));
+    assert_eq!(Trace::parse(trace.encode().as_bytes()).as_ref(), Ok(&trace));
 }

@@ -33,6 +33,7 @@ pub mod sparse;
 pub mod tar;
 pub mod tar_write;
 pub mod toc;
+pub mod trace;
 pub mod tree;
 pub mod view;
 pub mod whiteout;

@@ -80,6 +80,85 @@ pub fn plan_fetch(
     joined.into_iter().flat_map(|range| cut(range, len_max_bytes)).collect()
 }
 
+/// What is to be fetched together ahead of readers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Together {
+    /// Of which layer.
+    pub layer: usize,
+    /// Positions in the list of what is wanted, ascending in their bytes of the blob.
+    pub wanted: Vec<usize>,
+    /// All of it, with what lies between.
+    pub range: ByteRange,
+    /// Bytes of `range` that are wanted.
+    useful_bytes: u64,
+}
+
+/// How requests ahead of readers are put together, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct AheadLimits {
+    /// The largest gap that is fetched along.
+    pub gap: u64,
+    /// The longest range, unless one that is wanted is longer.
+    pub len_max: u64,
+    /// Within so many wanted bytes the order is that of the blobs; beyond, that of first need.
+    pub wave: u64,
+}
+
+/// At most one byte in so many is fetched without being wanted.
+const WASTE: u64 = 5;
+
+/// Puts `wanted` together, layers and ranges of their blobs in order of first need: each of them is
+/// in one `Together`, and no more than a fifth of one's bytes lie between what is wanted.
+pub fn plan_ahead(wanted: &[(usize, ByteRange)], limits: AheadLimits) -> Vec<Together> {
+    let mut planned = Vec::new();
+    let mut at = 0;
+    while at < wanted.len() {
+        let (first, mut bytes) = (at, 0u64);
+        while at < wanted.len() && bytes < limits.wave {
+            bytes = bytes.saturating_add(wanted[at].1.len());
+            at += 1;
+        }
+        // A wave of no bytes would never end.
+        at = at.max(first + 1);
+        let mut order: Vec<usize> = (first..at).collect();
+        order.sort_by_key(|&i| (wanted[i].0, wanted[i].1));
+        let mut wave: Vec<Together> = Vec::new();
+        for i in order {
+            let (layer, range) = wanted[i];
+            match wave.last_mut() {
+                Some(last) if last.takes(layer, range, limits) => last.take(i, range),
+                _ => {
+                    let (wanted, useful_bytes) = (vec![i], range.len());
+                    wave.push(Together { layer, wanted, range, useful_bytes });
+                }
+            }
+        }
+        wave.sort_by_key(|together| together.wanted.iter().min().copied());
+        planned.append(&mut wave);
+    }
+    planned
+}
+
+impl Together {
+    fn takes(&self, layer: usize, range: ByteRange, limits: AheadLimits) -> bool {
+        let end = range.end.max(self.range.end);
+        let len = end.saturating_sub(self.range.start);
+        let useful =
+            self.useful_bytes.saturating_add(end - range.start.max(self.range.end).min(end));
+        layer == self.layer
+            && range.start.saturating_sub(self.range.end) <= limits.gap
+            && len <= limits.len_max
+            && len.saturating_sub(useful) <= len / WASTE
+    }
+
+    fn take(&mut self, i: usize, range: ByteRange) {
+        let end = range.end.max(self.range.end);
+        self.useful_bytes += end - range.start.max(self.range.end).min(end);
+        self.range.end = end;
+        self.wanted.push(i);
+    }
+}
+
 /// `range` in pieces of `len_max_bytes`, the last one shorter.
 fn cut(range: ByteRange, len_max_bytes: u64) -> impl Iterator<Item = ByteRange> {
     let mut rest = range;
@@ -197,6 +276,53 @@ mod tests {
                 prop_assert!(missing.contains(&range.start) && missing.contains(&(range.end - 1)));
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_fetched_together_is_all_that_is_wanted_and_little_else(
+            wanted in prop::collection::vec((0usize..3, 0u64..1000, 1u64..40), 0..30),
+            gap in 0u64..60,
+            len_max in 1u64..300,
+            wave in 0u64..400,
+        ) {
+            let wanted: Vec<_> = wanted.iter().map(|(l, s, n)| (*l, ByteRange::at(*s, *n))).collect();
+            let planned = plan_ahead(&wanted, AheadLimits { gap, len_max, wave });
+            let mut seen: Vec<usize> = planned.iter().flat_map(|t| t.wanted.clone()).collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..wanted.len()).collect::<Vec<_>>());
+            for together in &planned {
+                let ranges: Vec<_> = together.wanted.iter().map(|i| wanted[*i].1).collect();
+                prop_assert!(together.wanted.iter().all(|i| wanted[*i].0 == together.layer));
+                prop_assert!(ranges.windows(2).all(|w| w[0].start <= w[1].start));
+                prop_assert_eq!(together.range.start, ranges[0].start);
+                prop_assert_eq!(Some(together.range.end), ranges.iter().map(|r| r.end).max());
+                prop_assert!(together.range.len() <= len_max || ranges.len() == 1);
+                let useful = bytes_of(&ranges).len() as u64;
+                prop_assert!(together.range.len() * 4 <= useful * 5, "{:?}", together);
+                let (mut holes, mut at) = (Vec::new(), together.range.start);
+                for range in &ranges {
+                    holes.push(range.start.saturating_sub(at));
+                    at = at.max(range.end);
+                }
+                prop_assert!(holes.iter().all(|hole| *hole <= gap));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_needed_first_is_fetched_first_and_near_ones_along_with_it() {
+        let range = ByteRange::new;
+        let wanted =
+            [(0, range(500, 600)), (1, range(0, 90)), (0, range(0, 100)), (0, range(610, 700))];
+        let limits = AheadLimits { gap: 20, len_max: 1000, wave: 10_000 };
+        let planned = plan_ahead(&wanted, limits);
+        let planned: Vec<_> = planned.iter().map(|t| (t.layer, t.range, &t.wanted[..])).collect();
+        let expected: [(usize, ByteRange, &[usize]); 3] =
+            [(0, range(500, 700), &[0, 3]), (1, range(0, 90), &[1]), (0, range(0, 100), &[2])];
+        assert_eq!(planned, expected);
+        let waves = plan_ahead(&wanted, AheadLimits { wave: 150, ..limits });
+        assert_eq!(waves.iter().map(|t| t.range.start).collect::<Vec<_>>(), [500, 0, 0, 610]);
     }
 
     #[test]

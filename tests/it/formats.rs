@@ -137,7 +137,7 @@ fn an_index_of_an_older_version_is_named_as_such() {
 
 #[test]
 fn the_fuzz_bodies_hold_for_their_seeds_and_all_fixtures() {
-    let bodies: [(&str, bodies::Body); 12] = [
+    let bodies: [(&str, bodies::Body); 13] = [
         ("tar", bodies::tar),
         ("scan", bodies::scan),
         ("saved_index", bodies::saved_index),
@@ -150,6 +150,7 @@ fn the_fuzz_bodies_hold_for_their_seeds_and_all_fixtures() {
         ("tables", bodies::tables),
         ("table_places", bodies::table_places),
         ("soci", bodies::soci),
+        ("traces", bodies::traces),
     ];
     for (target, body) in bodies {
         let seeds = files_in(&format!("fuzz/seeds/{target}"));
