@@ -51,7 +51,8 @@ pub struct Options {
     /// Refuse to mount when a layer would have to be read whole first
     #[arg(long, global = true)]
     pub require_lazy: bool,
-    /// What to fetch before anybody asks: none, all, or the spans of a trace FILE
+    /// What to fetch before anybody asks: none, all, or what a FILE of --record has (./FILE, if it
+    /// has such a name)
     #[arg(long, global = true, value_name = "none|all|FILE", default_value = "none")]
     pub prefetch: String,
     /// When the layout view serves bytes of a blob: strict (only proved blobs) or stream (as they
@@ -156,6 +157,9 @@ pub struct Mount {
     /// A writable rootfs: changes go to DIR
     #[arg(long, value_name = "DIR")]
     pub upper: Option<PathBuf>,
+    /// Write to FILE which parts of the layers are needed, in order, for --prefetch
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
     /// Return at once; the first lookups wait
     #[arg(long)]
     pub no_wait: bool,
@@ -223,6 +227,9 @@ pub struct Container {
     /// Keep the changes in DIR [default: forget them]
     #[arg(long, value_name = "DIR")]
     pub upper: Option<PathBuf>,
+    /// Write to FILE which parts of the layers are needed, in order, for --prefetch
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
 }
 
 fn parse_variable(text: &str) -> Result<String, &'static str> {

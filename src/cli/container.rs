@@ -125,7 +125,8 @@ impl<'a> Wanted<'a> {
         };
         let scratch = Some(scratch.path().to_owned());
         let view = ViewKind::Rootfs;
-        Ok(Plan { image, view, hows, mountpoint, upper: Some(upper), scratch })
+        let record = self.container.record.as_deref().map(absolute).transpose()?;
+        Ok(Plan { image, view, hows, mountpoint, upper: Some(upper), scratch, record })
     }
 
     /// Mounts the root filesystem at `rootfs` when its view is there, and writes `config.json`

@@ -55,12 +55,8 @@ impl Context {
     /// Reads the environment.
     ///
     /// # Errors
-    /// An option that this version does not have yet.
+    /// Local trouble.
     pub fn new(options: &Options, starter: Option<i32>) -> Result<Self> {
-        if !matches!(options.prefetch.as_str(), "none" | "all") {
-            let message = "--prefetch FILE: traces are not supported yet, use none or all";
-            return Err(Error::new(ErrorKind::Usage, message));
-        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .thread_name("fetch")

@@ -31,6 +31,7 @@ mod serve;
 mod sources;
 mod sparse;
 mod status;
+mod traces;
 mod units;
 mod unmount;
 mod verify;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,8 +14,10 @@ use super::args;
 use super::background::{Starter, detach};
 use super::context::{Context, OpenImage, absolute};
 use super::progress;
+use super::traces::{self, Recording};
 use crate::fetch::arrival::Progress;
 use crate::fetch::how::How;
+use crate::fetch::prefetch::{Progress as Prefetched, What};
 use crate::fetch::record::Counters as AskedCounters;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::complaints::Complaints;
@@ -52,6 +54,8 @@ pub struct Plan<'a> {
     pub upper: Option<PathBuf>,
     /// What is removed with the mount, should this process not come to do it.
     pub scratch: Option<PathBuf>,
+    /// Where to write what is needed.
+    pub record: Option<PathBuf>,
 }
 
 /// Everything that a running mount consists of.
@@ -65,6 +69,10 @@ pub struct Daemon<'a> {
     hows: Vec<How>,
     pending: Arc<Pending>,
     counters: Arc<Counters>,
+    recording: Option<Arc<Recording>>,
+    /// What to fetch ahead, until that begins; and how far it is.
+    ahead: Mutex<Option<What>>,
+    prefetched: Option<Arc<Prefetched>>,
 }
 
 /// Mounts and serves. Returns when the mount is gone.
@@ -81,7 +89,8 @@ pub fn run(
     let (image, view) = (args.image.as_str(), args.view);
     let hows = announce(context, &open, view, Told::Everything)?;
     let upper = args.upper.as_ref().map(absolute).transpose()?;
-    let plan = Plan { image, view, hows, mountpoint, upper, scratch: None };
+    let record = args.record.as_ref().map(absolute).transpose()?;
+    let plan = Plan { image, view, hows, mountpoint, upper, scratch: None, record };
     let daemon = Daemon::new(context, open, plan)?;
     daemon.serve(Some(claim), |mounted| {
         if args.no_wait {
@@ -106,6 +115,9 @@ impl<'a> Daemon<'a> {
         // Started through /proc/self/exe, it would be called `exe`. A name is not worth failing
         // for.
         let _ = rustix::thread::set_name(c"layoutfs");
+        let ahead = traces::wanted(context, &open)?;
+        let begin = |path: PathBuf| Recording::begin(open.clone(), &path);
+        let recording = plan.record.map(begin).transpose()?;
         let run = context.run_directory()?;
         let lower = match &plan.upper {
             Some(_) => Some(run.make_lower(&plan.mountpoint)?),
@@ -131,6 +143,9 @@ impl<'a> Daemon<'a> {
             record,
             pending: Arc::default(),
             counters: Arc::default(),
+            recording,
+            prefetched: ahead.as_ref().map(|_| Arc::default()),
+            ahead: Mutex::new(ahead),
         })
     }
 
@@ -156,6 +171,9 @@ impl<'a> Daemon<'a> {
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);
         let mounted = Mounted::start(shell, view_at)?;
         self.release_evicted();
+        if let Some(recording) = &self.recording {
+            self.context.runtime.spawn(recording.clone().keep(self.pending.clone()));
+        }
         let served = self.answer_status(claim).and_then(|()| work(&mounted));
         self.end(&mounted);
         served
@@ -174,7 +192,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// The overlay, where an upper directory is given; `skeleton` lies below the view. Then, as
-    /// the options say, everything is fetched behind the readers' backs.
+    /// the options say, layers are fetched behind the readers' backs.
     ///
     /// # Errors
     /// The kernel refuses it.
@@ -183,9 +201,7 @@ impl<'a> Daemon<'a> {
             let lowers: Vec<&Path> = std::iter::once(lower.as_path()).chain(skeleton).collect();
             overlay::mount(&lowers, upper, &self.record.mountpoint)?;
         }
-        if self.context.options.prefetch == "all" {
-            self.prefetch_all();
-        }
+        self.prefetch();
         Ok(())
     }
 
@@ -254,17 +270,13 @@ impl<'a> Daemon<'a> {
         });
     }
 
-    /// Brings everything that is not local, behind the readers' backs.
-    fn prefetch_all(&self) {
-        let open = self.open.clone();
-        self.context.runtime.spawn(async move {
-            let Ok(layers) = open.image.layers() else { return };
-            for layer in layers {
-                if let Err(error) = open.store.proved(&layer.blob, open.store.deadline()).await {
-                    tracing::warn!(layer = %layer.blob.digest, %error, "cannot prefetch");
-                }
-            }
-        });
+    /// Brings what is not local of what the options say, behind the readers' backs.
+    fn prefetch(&self) {
+        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(what), Some(progress)) = (ahead, &self.prefetched) {
+            let (open, pending) = (self.open.clone(), self.pending.clone());
+            self.context.runtime.spawn(traces::prefetch(open, pending, what, progress.clone()));
+        }
     }
 
     async fn wait_for_end(&self, mounted: &Mounted) {
@@ -290,6 +302,9 @@ impl<'a> Daemon<'a> {
         while !mounted.has_ended() && std::time::Instant::now() < until {
             std::thread::sleep(LOOK_EVERY);
         }
+        if let (Some(recording), Some(_)) = (&self.recording, self.pending.get()) {
+            recording.write();
+        }
         if let Some(upper) = &self.record.upper {
             overlay::remove_work_directory(upper);
         }
@@ -298,7 +313,7 @@ impl<'a> Daemon<'a> {
 
     fn reporter(&self) -> Result<impl Fn() -> Status + Send + 'static> {
         let (open, pending) = (self.open.clone(), self.pending.clone());
-        let counters = self.counters.clone();
+        let (counters, prefetched) = (self.counters.clone(), self.prefetched.clone());
         let record = self.record.clone();
         let log = self.run.log(&record.mountpoint);
         let layers = match self.kind {
@@ -307,7 +322,11 @@ impl<'a> Daemon<'a> {
         };
         let hows = self.hows.iter().copied().map(Some).chain(std::iter::repeat(None));
         let layers: Vec<_> = layers.into_iter().zip(hows).collect();
-        Ok(move || report(&record, &open, &layers, &pending, &counters, &log))
+        Ok(move || {
+            let prefetch = prefetched.as_ref().map(|prefetched| prefetched.shown());
+            let status = report(&record, &open, &layers, &pending, &counters, &log);
+            Status { prefetch, ..status }
+        })
     }
 }
 
@@ -350,6 +369,7 @@ fn report(
         bytes_total: layers.iter().fold(0, |sum, (l, _)| l.blob.size.saturating_add(sum)),
         read_errors: counters.read_errors(),
         messages,
+        prefetch: None,
         cache_trouble: open.store.cache().trouble(),
         log: log.to_owned(),
     }
@@ -375,6 +395,8 @@ fn layer_status(open: &OpenImage, layer: &Layer, how: Option<How>) -> LayerStatu
         None if how == Some(How::Local) => (layer.blob.size, began),
         None => (0, began),
     };
+    let used = open.store.uses.of(&layer.blob);
+    let (bytes_fetched, bytes_used) = (open.asked.bytes_of(&layer.blob.digest), used.got_bytes());
     LayerStatus {
         digest: layer.blob.digest.to_string(),
         diff_id: layer.diff_id.to_string(),
@@ -382,6 +404,10 @@ fn layer_status(open: &OpenImage, layer: &Layer, how: Option<How>) -> LayerStatu
         media_type: layer.media_type.clone(),
         how,
         resident,
+        bytes_fetched,
+        bytes_used,
+        amplification: (bytes_used > 0).then(|| bytes_fetched as f64 / bytes_used as f64),
+        bytes_never_needed: used.never_needed_bytes(),
     }
 }
 

@@ -86,6 +86,16 @@ fn print(status: &Status) {
         let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
         let (resident, total) = (size(layer.resident), size(layer.size));
         out!("  layer {number:>2}  {digest}  {resident} of {total}  {}", layer.how);
+        if layer.bytes_fetched + layer.bytes_used > 0 {
+            let by =
+                layer.amplification.map_or(String::new(), |a| format!(" (amplification {a:.2})"));
+            out!(
+                "            fetched {}, used {}{by}; never needed {}",
+                size(layer.bytes_fetched),
+                size(layer.bytes_used),
+                size(layer.bytes_never_needed)
+            );
+        }
     }
     out!(
         "  fetched {} of {} in {} requests ({} tried again, {} twice because slow, {} failed)",
@@ -96,6 +106,11 @@ fn print(status: &Status) {
         status.hedges,
         status.errors
     );
+    if let Some(prefetch) = &status.prefetch {
+        let (done, wanted) = (size(prefetch.bytes_done), size(prefetch.bytes_wanted));
+        let state = if prefetch.done { "prefetched" } else { "prefetching:" };
+        out!("  {state} {done} of {wanted}; {} requests failed", prefetch.errors);
+    }
     for aside in &status.set_aside {
         out!("  asked last: {} served wrong bytes of {}", aside.source, aside.blob);
     }

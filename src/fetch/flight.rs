@@ -42,22 +42,28 @@ impl<K: Eq + Hash> Flights<K> {
     /// How the work failed that was waited for.
     pub async fn enter(&self, key: K) -> Result<Turn> {
         let asked = Instant::now();
-        let lock = {
-            let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-            match keys.get(&key).and_then(Weak::upgrade) {
-                Some(lock) => lock,
-                None => {
-                    keys.retain(|_, lock| lock.strong_count() > 0);
-                    let lock = Arc::new(AsyncMutex::new(None));
-                    keys.insert(key, Arc::downgrade(&lock));
-                    lock
-                }
-            }
-        };
-        let last_failure = lock.lock_owned().await;
+        let last_failure = self.lock_of(key).lock_owned().await;
         match &*last_failure {
             Some((at, error)) if *at >= asked => Err(error.clone()),
             _ => Ok(Turn { last_failure }),
+        }
+    }
+
+    /// The right to work on `key`, if nobody does.
+    pub fn try_enter(&self, key: K) -> Option<Turn> {
+        self.lock_of(key).try_lock_owned().ok().map(|last_failure| Turn { last_failure })
+    }
+
+    fn lock_of(&self, key: K) -> Arc<AsyncMutex<LastFailure>> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        match keys.get(&key).and_then(Weak::upgrade) {
+            Some(lock) => lock,
+            None => {
+                keys.retain(|_, lock| lock.strong_count() > 0);
+                let lock = Arc::new(AsyncMutex::new(None));
+                keys.insert(key, Arc::downgrade(&lock));
+                lock
+            }
         }
     }
 }
@@ -102,6 +108,16 @@ mod tests {
             task.await.expect("no panic");
         }
         assert!(flights.keys.lock().expect("lock").len() <= 2);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_want_to_wait_is_told() {
+        let flights = Flights::default();
+        let turn = flights.enter(0).await.expect("nobody works");
+        assert!(flights.try_enter(0).is_none());
+        assert!(flights.try_enter(1).is_some());
+        drop(turn);
+        assert!(flights.try_enter(0).is_some());
     }
 
     #[tokio::test]

@@ -21,6 +21,11 @@ const SLOW_AFTER: Duration = Duration::from_secs(1);
 /// A line that brings less in [`SLOW_AFTER`] has stalled, or might as well have.
 const SLOW_BYTES: u64 = 16 << 10;
 
+/// How long a request may take for its first bytes before it is slow.
+pub(super) fn slow_after(deadline: Deadline) -> Duration {
+    SLOW_AFTER.min(deadline.stall() / 4)
+}
+
 /// The bytes of `range`, whole. Not proved.
 ///
 /// # Errors
@@ -37,7 +42,7 @@ pub async fn read(
     loop {
         tokio::select! {
             done = &mut first => return done,
-            () = tokio::time::sleep(SLOW_AFTER.min(deadline.stall() / 4)) => {}
+            () = tokio::time::sleep(slow_after(deadline)) => {}
         }
         let arrived = arrived_bytes.load(Ordering::Relaxed);
         if arrived - seen < SLOW_BYTES {
@@ -65,7 +70,8 @@ pub async fn read(
     }
 }
 
-async fn collect(
+/// As [`read`], with one request.
+pub(super) async fn collect(
     source: &Arc<dyn Source>,
     blob: &Blob,
     range: ByteRange,

@@ -14,6 +14,7 @@ use super::proved::{Filling, Place, Proved};
 use super::rolling::Rolling;
 use super::span_reader::{SpanReader, blocking};
 use super::store::Store;
+use super::uses::Use;
 use super::{Deadline, first_pass};
 use crate::layout::index::{LayerIndex, is_seekable};
 use crate::layout::range::ByteRange;
@@ -30,6 +31,7 @@ pub struct LayerReader {
     /// Instead of a decoded file, once there was no place for one.
     rolling: OnceLock<Rolling>,
     decoding: Flights<()>,
+    used: Arc<Use>,
 }
 
 impl LayerReader {
@@ -54,6 +56,7 @@ impl LayerReader {
             decoded: RwLock::new(decoded.map(Arc::new)),
             rolling: OnceLock::new(),
             decoding: Flights::default(),
+            used: store.uses.of(&layer.blob),
             store,
             layer,
         })
@@ -62,6 +65,29 @@ impl LayerReader {
     /// The layer.
     pub fn layer(&self) -> &Layer {
         &self.layer
+    }
+
+    /// Notes what a reader needs, and in the end that it got it.
+    pub fn used(&self) -> &Use {
+        &self.used
+    }
+
+    /// Notes that a reader needs `tar`.
+    pub fn note_needed(&self, tar: ByteRange) {
+        match &self.spans {
+            Some(spans) => spans.stored(tar).for_each(|range| self.used.need(range)),
+            None => self.used.need_whole(),
+        }
+    }
+
+    /// Where it is read span by span.
+    pub(super) fn spans(&self) -> Option<&Arc<SpanReader>> {
+        self.spans.as_ref()
+    }
+
+    /// All of it is in a file of the cache.
+    pub(super) fn is_decoded(&self) -> bool {
+        self.decoded().is_some()
     }
 
     /// Reads `tar` into `out` (of the same length) if that needs neither the network nor decoding.

@@ -1,6 +1,6 @@
 //! Source around a Source: remembers every call. `status` reads the counters, tests the calls too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,6 +16,9 @@ const CALLS_MAX: usize = 1 << 16;
 /// Pairs of a source and a blob that are remembered as wrong: what a person reads, and more.
 const SET_ASIDE_MAX: usize = 1024;
 
+/// Blobs whose bytes are counted each: more than an image has layers. Others count in the sum alone.
+const BLOBS_MAX: usize = 1 << 16;
+
 /// What was asked of a source and what came, since the start. Cheap enough to be always on.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -25,6 +28,7 @@ pub struct Counters {
     errors: AtomicU64,
     hedges: AtomicU64,
     set_aside: Mutex<BTreeSet<(String, Digest)>>,
+    bytes_of: Mutex<HashMap<Digest, u64>>,
 }
 
 /// The counters at one moment.
@@ -68,6 +72,20 @@ impl Counters {
             retries: load(&self.retries),
             errors: load(&self.errors),
             hedges: load(&self.hedges),
+        }
+    }
+
+    /// Bytes of one blob that arrived, wanted or not.
+    pub fn bytes_of(&self, digest: &Digest) -> u64 {
+        let bytes_of = self.bytes_of.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes_of.get(digest).copied().unwrap_or(0)
+    }
+
+    fn count_bytes(&self, digest: Digest, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut bytes_of = self.bytes_of.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes_of.len() < BLOBS_MAX || bytes_of.contains_key(&digest) {
+            *bytes_of.entry(digest).or_default() += bytes;
         }
     }
 
@@ -135,7 +153,10 @@ impl Record {
         match self.inner.read(blob, range, deadline).await {
             Ok(body) => {
                 let counters = Arc::clone(&self.counters);
-                Ok(Body::new(body.range, Box::new(CountedChunks { body, counters })))
+                Ok(Body::new(
+                    body.range,
+                    Box::new(CountedChunks { body, counters, digest: blob.digest }),
+                ))
             }
             Err(error) => {
                 self.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -167,6 +188,7 @@ impl Source for Record {
 struct CountedChunks {
     body: Body,
     counters: Arc<Counters>,
+    digest: Digest,
 }
 
 impl Chunks for CountedChunks {
@@ -175,7 +197,7 @@ impl Chunks for CountedChunks {
             let chunk = self.body.next().await;
             match &chunk {
                 Ok(Some(bytes)) => {
-                    self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    self.counters.count_bytes(self.digest, bytes.len() as u64);
                 }
                 Ok(None) => {}
                 Err(_) => {

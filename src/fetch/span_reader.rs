@@ -1,17 +1,22 @@
 //! The spans of one layer: proved, decoded, in few requests, each once, and ahead of who goes on.
 
+mod prefetch;
+
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use super::ahead::Ahead;
 use super::cache::{Part, read_exact_at};
 use super::error::{Error, ErrorKind, Result};
-use super::flight::Flights;
+use super::flight::{Flights, Turn};
 use super::proved::{Place, Proved};
 use super::store::{self, Store};
 use super::{Deadline, Distrust, Source, hedge};
@@ -46,6 +51,8 @@ pub struct SpanReader {
     /// Tells its spans from those of other readers in memory.
     number: u64,
     fetching: Flights<usize>,
+    /// Spans that are fetched for no reader yet, and how to stop that.
+    ahead_of_use: Mutex<HashMap<usize, Arc<Notify>>>,
     part: Mutex<Option<Part>>,
     ahead: Mutex<Ahead>,
     /// Where work ahead of a reader is done.
@@ -65,6 +72,7 @@ impl SpanReader {
             layer,
             index: LayerIndex { entries: Vec::new(), spans, windows, ..*index },
             fetching: Flights::default(),
+            ahead_of_use: Mutex::default(),
             part: Mutex::default(),
             ahead: Mutex::default(),
             runtime: Handle::try_current().ok(),
@@ -117,6 +125,7 @@ impl SpanReader {
             let spans = first..next.end.min(first + AHEAD_TOGETHER);
             let reader = self.clone();
             runtime.spawn(async move {
+                let _in_line = reader.store.line.reader();
                 let deadline = reader.store.deadline();
                 if let Err(error) = reader.decode(spans, deadline).await {
                     // Whoever needs them tries again, and tells.
@@ -135,7 +144,7 @@ impl SpanReader {
         // Entered in ascending order by everyone, so that no two wait for each other.
         let mut turns = Vec::new();
         for i in wanted.clone() {
-            turns.push(self.fetching.enter(i).await?);
+            turns.push(self.enter(i, deadline).await?);
         }
         let outcome = self.decode_in_turn(wanted, deadline).await;
         for turn in turns {
@@ -144,6 +153,23 @@ impl SpanReader {
             let _ = turn.end(shared);
         }
         outcome
+    }
+
+    /// Waits until nobody else works on span `i`. Whoever fetches it ahead of use is left no more
+    /// time than a request has before it is made a second time.
+    async fn enter(&self, i: usize, deadline: Deadline) -> Result<Turn> {
+        let mut turn = pin!(self.fetching.enter(i));
+        loop {
+            tokio::select! {
+                biased;
+                turn = &mut turn => return turn,
+                () = tokio::time::sleep(hedge::slow_after(deadline)) => {}
+            }
+            let ahead = self.ahead_of_use.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(stop) = ahead.get(&i) {
+                stop.notify_one();
+            }
+        }
     }
 
     async fn decode_in_turn(
@@ -332,13 +358,18 @@ impl SpanReader {
         }
     }
 
-    fn resident_span(&self, span: &Span) -> Result<Option<Vec<u8>>> {
+    /// The part, opened. One that was pruned meanwhile is nobody's but ours.
+    fn open_part(&self) -> MutexGuard<'_, Option<Part>> {
         let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that was pruned meanwhile is nobody's but ours.
         if part.as_ref().is_none_or(Part::is_abandoned) {
             let cache = self.store.cache();
             *part = cache.found(cache.open_part(&self.layer.blob).map(Some));
         }
+        part
+    }
+
+    fn resident_span(&self, span: &Span) -> Result<Option<Vec<u8>>> {
+        let part = self.open_part();
         match &*part {
             Some(part) if part.resident.contains(span.blob) => {
                 read_exact_at(&part.file, span.blob).map(Some)

@@ -16,8 +16,10 @@ use super::arrival::{Arrival, Origin, Progress, Until};
 use super::cache::{Cache, StreamLock};
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
+use super::line::{Behind, Line};
 use super::proved::Proved;
 use super::spans::Spans;
+use super::uses::Uses;
 use super::{Deadline, Source};
 use crate::layout::range::ByteRange;
 use crate::layout::{Blob, Digest};
@@ -42,6 +44,10 @@ const DISPROVED_FOR_MIN: Duration = Duration::from_secs(1);
 
 /// Failed proofs remembered: more than a reader meets in that time.
 const DISPROVED_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not zero");
+
+/// The longest time without a byte of a blob that nobody waits for. Its requests have deadlines of
+/// their own, from when they are made; this is for the time that readers go first.
+const BEHIND_STALL_MAX: Duration = Duration::from_secs(3600);
 
 /// Attempts to bring one blob whose bytes are wrong: one for each source that anybody names, and
 /// for what may lie around locally.
@@ -71,6 +77,10 @@ pub struct Store {
     config: Config,
     /// Decoded spans of all layers.
     pub spans: Spans,
+    /// What readers needed.
+    pub uses: Uses,
+    /// Readers, before whom nobody asks who fetches ahead of them.
+    pub line: Arc<Line>,
     readers: AtomicU64,
     arrivals: Arc<Mutex<Arrivals>>,
     flights: Flights<Digest>,
@@ -84,6 +94,8 @@ impl Store {
     pub fn new(config: Config) -> Self {
         Store {
             spans: Spans::new(config.spans_bytes_max),
+            uses: Uses::default(),
+            line: Arc::default(),
             readers: AtomicU64::new(0),
             config,
             arrivals: Arc::default(),
@@ -121,6 +133,29 @@ impl Store {
     /// # Errors
     /// The blob is nowhere, or local trouble.
     pub async fn arrival(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
+        self.line.ask_for(&blob.digest);
+        self.arrival_from(blob, deadline, Arc::clone).await
+    }
+
+    /// Brings the whole blob behind the readers' backs: none of them waits for its sake.
+    ///
+    /// # Errors
+    /// As [`Store::arrival`], and [`Arrival::wait`].
+    pub async fn bring_behind(&self, blob: &Blob) -> Result<()> {
+        let line = &self.line;
+        let behind = |source: &Arc<dyn Source>| -> Arc<dyn Source> {
+            Arc::new(Behind::new(source.clone(), line.clone()))
+        };
+        let arrival = self.arrival_from(blob, self.deadline(), behind).await?;
+        arrival.wait(Until::Proved, Deadline::after(BEHIND_STALL_MAX)).await
+    }
+
+    async fn arrival_from(
+        &self,
+        blob: &Blob,
+        deadline: Deadline,
+        from: impl FnOnce(&Arc<dyn Source>) -> Arc<dyn Source>,
+    ) -> Result<Arc<Arrival>> {
         if let Some(arrival) = self.running(blob) {
             return Ok(arrival);
         }
@@ -128,7 +163,7 @@ impl Store {
         if let Some(arrival) = self.running(blob) {
             return Ok(arrival);
         }
-        let started = self.start(blob, deadline).await;
+        let started = self.start(blob, deadline, from).await;
         if let Ok(arrival) = &started {
             let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
             arrivals.insert(blob.digest, arrival.clone());
@@ -294,7 +329,12 @@ impl Store {
         None
     }
 
-    async fn start(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
+    async fn start(
+        &self,
+        blob: &Blob,
+        deadline: Deadline,
+        from: impl FnOnce(&Arc<dyn Source>) -> Arc<dyn Source>,
+    ) -> Result<Arc<Arrival>> {
         if let Some(file) = self.open_layout_blob(blob)? {
             return Arrival::start_local(*blob, file, Origin::Layout);
         }
@@ -305,7 +345,7 @@ impl Store {
         match self.lock_stream(blob, deadline).await? {
             Ok(lock) => {
                 let stall = self.config.stall;
-                Ok(Arrival::start(self.cache().clone(), lock, source.clone(), *blob, stall))
+                Ok(Arrival::start(self.cache().clone(), lock, from(source), *blob, stall))
             }
             Err(file) => Arrival::start_local(*blob, file, Origin::Cache),
         }

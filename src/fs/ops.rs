@@ -7,11 +7,11 @@ use crate::fetch::layer::LayerReader;
 use crate::fetch::proved::{Filling, Proved};
 use crate::fetch::store::Store;
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
-use crate::layout::Digest;
 use crate::layout::entry::Chunk;
 use crate::layout::plan;
 use crate::layout::range::ByteRange;
 use crate::layout::tree::{Content, NodeId, NodeKind, Tree};
+use crate::layout::{Blob, Digest};
 
 /// One mounted tree, and where its content comes from.
 pub struct View {
@@ -42,6 +42,11 @@ impl View {
     /// The tree.
     pub fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    /// The readers of the tree's layers.
+    pub fn readers(&self) -> &[Arc<LayerReader>] {
+        &self.readers
     }
 
     /// Lets go of files that the cache's limit has removed.
@@ -107,7 +112,9 @@ impl View {
             _ if range.is_empty() => Some(Ok(Proved::default())),
             // Whoever wrote to its file meanwhile makes the read a slow one.
             Content::Blob(blob) => {
-                self.store.proved_now(blob)?.read_proved_now(range)?.ok().map(Ok)
+                let read = self.store.proved_now(blob)?.read_proved_now(range)?.ok()?;
+                self.note_blob(blob, read.len());
+                Some(Ok(read))
             }
             Content::Chunks { layer, chunks } => {
                 let reader = &self.readers[usize::from(*layer)];
@@ -118,7 +125,9 @@ impl View {
                     if let Err(error) = reader.read_now(tar, out.place(positions(slice.buffer)))? {
                         return Some(Err(error));
                     }
+                    reader.note_needed(tar);
                 }
+                reader.used().got(range.len());
                 Some(Ok(out.finish()))
             }
         }
@@ -138,10 +147,16 @@ impl View {
         deadline: Deadline,
     ) -> Result<Served> {
         let (content, size, range) = self.content(id, offset, len)?;
+        let _in_line = self.store.line.reader();
         match content {
             Content::Inline(_) => Ok(Proved::inline(content, range).unwrap_or_default().into()),
             _ if range.is_empty() => Ok(Proved::default().into()),
-            Content::Blob(blob) => self.policy.read(&self.store, blob, range, pin, deadline).await,
+            Content::Blob(blob) => {
+                self.note_blob(blob, 0);
+                let read = self.policy.read(&self.store, blob, range, pin, deadline).await?;
+                self.note_blob(blob, read.bytes().len());
+                Ok(read)
+            }
             Content::Chunks { layer, chunks } => {
                 self.read_chunks(*layer, chunks, size, range, deadline).await.map(Served::Proved)
             }
@@ -160,10 +175,18 @@ impl View {
         let mut out = Filling::zeroed(range.len() as usize);
         for slice in plan::plan_read(chunks, size, range) {
             let Some(tar) = slice.tar else { continue };
+            reader.note_needed(tar);
             let bytes = reader.read(tar, deadline.renewed()).await?;
             out.place(positions(slice.buffer)).copy(&bytes, 0..bytes.len());
         }
+        reader.used().got(range.len());
         Ok(out.finish())
+    }
+
+    fn note_blob(&self, blob: &Blob, got: usize) {
+        let used = self.store.uses.of(blob);
+        used.need_whole();
+        used.got(got as u64);
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fetch::prefetch::Shown;
 use crate::fetch::{Error, ErrorKind, Result};
 
 /// A status is a few KiB; a reader does not wait longer than this for it.
@@ -53,6 +54,9 @@ pub struct Status {
     pub read_errors: u64,
     /// FUSE messages by name.
     pub messages: BTreeMap<String, u64>,
+    /// How far `--prefetch` is.
+    #[serde(default)]
+    pub prefetch: Option<Shown>,
     /// Why bytes are not kept in the cache, if they are not.
     #[serde(default)]
     pub cache_trouble: Option<String>,
@@ -84,6 +88,18 @@ pub struct LayerStatus {
     pub how: String,
     /// Bytes that this mount brought, or found whole.
     pub resident: u64,
+    /// Bytes of it that came from a source.
+    #[serde(default)]
+    pub bytes_fetched: u64,
+    /// Bytes that readers got of what it decodes to (of itself, in the layout view).
+    #[serde(default)]
+    pub bytes_used: u64,
+    /// Bytes of it that no reader needed: those of spans that nobody read.
+    #[serde(default)]
+    pub bytes_never_needed: u64,
+    /// Bytes fetched by bytes used; `None` as long as none was used.
+    #[serde(default)]
+    pub amplification: Option<f64>,
 }
 
 /// Answers each connection to `socket` with `status()`. Runs until the process ends.
@@ -152,6 +168,7 @@ mod tests {
             bytes_total: 0,
             read_errors: 0,
             messages: BTreeMap::new(),
+            prefetch: None,
             cache_trouble: None,
             log: PathBuf::new(),
         })

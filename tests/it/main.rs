@@ -39,3 +39,4 @@ mod support_works;
 mod tables;
 mod tidy;
 mod tls;
+mod traces;

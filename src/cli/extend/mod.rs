@@ -189,6 +189,7 @@ impl Extension<'_> {
             env,
             user: Some("0:0".to_owned()),
             upper: Some(own.join("upper")),
+            record: None,
         })
     }
 

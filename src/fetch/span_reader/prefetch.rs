@@ -1,0 +1,158 @@
+//! Spans that are fetched for no reader yet: proved and kept on disk, and left to any reader who
+//! would have to wait for them.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::{GAP_BYTES, Piece, REQUEST_BYTES_MAX, SpanReader, assemble, blocking, hedge};
+use crate::fetch::error::Result;
+use crate::fetch::proved::Proved;
+use crate::layout::index::Proof;
+use crate::layout::range::{ByteRange, RangeSet};
+use crate::layout::{Digest, plan};
+
+/// What is said of spans while they are fetched ahead of use.
+struct Claim<'a> {
+    reader: &'a SpanReader,
+    spans: &'a [usize],
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut claims = self.reader.ahead_of_use.lock().unwrap_or_else(PoisonError::into_inner);
+        for i in self.spans {
+            claims.remove(i);
+        }
+    }
+}
+
+impl SpanReader {
+    /// The number of spans.
+    pub(in crate::fetch) fn count(&self) -> usize {
+        self.index.spans.len()
+    }
+
+    /// Where span `i` is in the blob.
+    pub(in crate::fetch) fn range_of(&self, i: usize) -> ByteRange {
+        self.index.spans[i].blob
+    }
+
+    /// The spans with bytes of `range` of the blob. Neighbours share a byte, so that the first and
+    /// the last one of `range` do not tell.
+    pub(in crate::fetch) fn spans_in(&self, range: ByteRange) -> Range<usize> {
+        let inner = match range.len() {
+            0..=2 => range,
+            _ => ByteRange::new(range.start + 1, range.end - 1),
+        };
+        let spans = &self.index.spans;
+        let first = spans.partition_point(|s| s.blob.end <= inner.start);
+        let last = spans.partition_point(|s| s.blob.start < inner.end);
+        first..last.max(first)
+    }
+
+    /// Ranges of the blob that the spans with bytes of `tar` are in.
+    pub(in crate::fetch) fn stored(&self, tar: ByteRange) -> impl Iterator<Item = ByteRange> {
+        self.index.spans_for(tar).map(|i| self.range_of(i))
+    }
+
+    /// The bytes of span `i` are in the cache's part of the blob.
+    pub(in crate::fetch) fn is_resident(&self, i: usize) -> bool {
+        let range = self.range_of(i);
+        self.open_part().as_ref().is_some_and(|part| part.resident.contains(range))
+    }
+
+    /// So are all bytes of the blob.
+    pub(in crate::fetch) fn is_whole(&self) -> bool {
+        let whole = ByteRange::new(0, self.layer.blob.size);
+        self.open_part().as_ref().is_some_and(|part| part.resident.contains(whole))
+    }
+
+    /// So many bytes more find a place without pushing out what is here of the blob.
+    fn has_room(&self, bytes: u64) -> bool {
+        let cache = self.store.cache();
+        let resident = self.open_part().as_ref().map(|part| part.resident.len());
+        resident.is_some_and(|resident| cache.may_keep(resident + bytes))
+            && cache.trouble().is_none()
+    }
+
+    /// Brings those of `spans` (ascending) into the cache that are not there, and that nobody works
+    /// on. `false`: a reader who needs one of them has waited, and does it alone.
+    ///
+    /// # Errors
+    /// They cannot be had, or are wrong. No reader hears of it.
+    pub(in crate::fetch) async fn prefetch(self: &Arc<Self>, spans: &[usize]) -> Result<bool> {
+        let stop = Arc::new(Notify::new());
+        {
+            let mut claims = self.ahead_of_use.lock().unwrap_or_else(PoisonError::into_inner);
+            claims.extend(spans.iter().map(|i| (*i, stop.clone())));
+        }
+        let _claim = Claim { reader: self, spans };
+        let (mut turns, mut absent) = (Vec::new(), Vec::new());
+        for &i in spans {
+            // Who waited for a turn would keep others waiting with the turns that it has.
+            let Some(turn) = self.fetching.try_enter(i) else { continue };
+            if !self.is_resident(i) {
+                turns.push(turn);
+                absent.push(i);
+            }
+        }
+        if absent.is_empty() {
+            return Ok(true);
+        }
+        tokio::select! {
+            brought = self.bring(absent) => brought.map(|()| true),
+            () = stop.notified() => Ok(false),
+        }
+    }
+
+    async fn bring(self: &Arc<Self>, spans: Vec<usize>) -> Result<()> {
+        let blob = &self.layer.blob;
+        let ranges: Vec<ByteRange> = spans.iter().map(|&i| self.range_of(i)).collect();
+        if !self.has_room(ranges.iter().map(ByteRange::len).sum()) {
+            tracing::debug!(layer = %blob.digest, "no room for what nobody needs yet");
+            return Ok(());
+        }
+        for range in &ranges {
+            self.store.just_disproved(blob, *range)?;
+        }
+        let source = self.store.source()?;
+        let mut pieces = self.resident_pieces(&ranges);
+        let mut here = RangeSet::new();
+        pieces.iter().for_each(|(range, _)| here.insert(*range));
+        let mut fetched: Vec<Piece> = Vec::new();
+        for request in plan::plan_fetch(&ranges, &here, GAP_BYTES, REQUEST_BYTES_MAX) {
+            let (deadline, arrived) = (self.store.deadline(), AtomicU64::new(0));
+            let bytes = hedge::collect(source, blob, request, deadline, &arrived).await?;
+            fetched.push((request, bytes));
+        }
+        pieces.extend(fetched.iter().cloned());
+        pieces.sort_by_key(|(range, _)| range.start);
+        let (reader, kept) = (self.clone(), spans.clone());
+        blocking(move || {
+            let stored = |i: usize| assemble(reader.range_of(i), &pieces);
+            kept.iter().try_for_each(|&i| reader.keep_proved(i, stored(i)))
+        })
+        .await?;
+        self.keep_along(&spans, fetched).await
+    }
+
+    /// Keeps `stored`, the bytes of span `i`, if they are right. They are decoded only where that
+    /// is the proof.
+    fn keep_proved(&self, i: usize, stored: Bytes) -> Result<()> {
+        let span = &self.index.spans[i];
+        match span.proof {
+            Proof::Stored(sha256) => {
+                let stored = Proved::check(&Digest::Sha256(sha256), stored)?;
+                self.keep(span.blob, &stored);
+            }
+            Proof::Decoded(_) => {
+                self.open_and_keep(i, stored)?;
+            }
+        }
+        Ok(())
+    }
+}
