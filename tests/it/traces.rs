@@ -246,6 +246,8 @@ fn a_reader_does_not_fail_with_the_stream_that_a_prefetch_began() {
     until("the prefetch is stuck", || setting.registry.faults_left() == 0);
     // It waits for the same bytes, which fail; its own attempt does not.
     assert_eq!(fs::read(mount.path().join("d/small")).expect("read"), b"d");
+    // The kernel would have asked once more.
+    assert_eq!(status(&mount)["read_errors"], 0);
 }
 
 #[test]
