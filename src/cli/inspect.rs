@@ -13,7 +13,7 @@ use super::units::size;
 use crate::fetch::how::How;
 use crate::fetch::kaniko::EMPTY_LAYER_DIFF_ID;
 use crate::fetch::layout_dir::is_present;
-use crate::fetch::{Error, ErrorKind, Result};
+use crate::fetch::{Error, ErrorKind, Result, tables};
 use crate::fs::images::{self, ViewKind};
 use crate::layout::dump;
 use crate::layout::entry::Entry;
@@ -159,7 +159,7 @@ fn path_summary(context: &Context, open: &OpenImage, path: &str) -> Result<()> {
     let cleaned = cleaned.join("/");
     let mut found = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
-        let Some(index) = open.store.cache().load_index(&layer.blob.digest) else {
+        let Some(index) = tables::saved_index(&open.store, layer) else {
             let message = format!(
                 "what layer {} says about it is not known: its index could not be kept in the cache",
                 layer.blob.digest
