@@ -39,6 +39,7 @@ pub mod rolling;
 pub mod room;
 pub mod run_image;
 pub mod seal;
+pub mod shared_index;
 pub mod span_reader;
 pub mod spans;
 pub mod sparse;

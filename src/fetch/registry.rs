@@ -7,7 +7,7 @@ pub mod link;
 mod locations;
 mod push;
 mod referrers;
-mod tries;
+pub(super) mod tries;
 
 use std::sync::{Arc, OnceLock};
 

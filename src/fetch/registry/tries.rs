@@ -7,7 +7,7 @@ use super::super::retry::{given_up, jitter, schedule};
 use super::super::{Deadline, Error, Result};
 
 /// The attempts at one thing.
-pub(super) struct Tries {
+pub struct Tries {
     deadline: Deadline,
     failed: u32,
 }
