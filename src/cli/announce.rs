@@ -3,6 +3,7 @@
 use futures_util::{StreamExt as _, stream};
 
 use super::context::{Context, OpenImage};
+use super::index_choice::{bring_missing, hint};
 use super::units::size;
 use crate::fetch::how::How;
 use crate::fetch::{Error, ErrorKind, Result, tables};
@@ -21,7 +22,8 @@ pub enum Told {
     Waiting,
 }
 
-/// Says per layer how it will be read, before it is; with `--require-lazy` refuses what is not.
+/// Says per layer how it will be read, before it is; with `--require-lazy` refuses what is not. The
+/// indexes that `--index` names are brought first.
 ///
 /// # Errors
 /// The layers are not to be had, or not lazily when that is required.
@@ -35,6 +37,7 @@ pub fn announce(
         context.say(format_args!("each blob is fetched whole when it is read"));
         return Ok(Vec::new());
     }
+    bring_missing(context, open)?;
     let layers = open.image.layers()?;
     read_tables(context, open, &layers)?;
     let mut hows = Vec::with_capacity(layers.len());
@@ -47,6 +50,7 @@ pub fn announce(
             context.say(format_args!("layer {number:>2}  {digest}  {described}"));
         }
     }
+    hint(context, open, &hows);
     let eager = hows.iter().filter(|how| !how.is_lazy()).count();
     if context.options.require_lazy && eager > 0 {
         let message = format!(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use super::index_choice::IndexChoice;
 use crate::fetch::layer_file::Compression;
 use crate::fs::images::ViewKind;
 use crate::fs::policy::Policy;
@@ -51,6 +52,15 @@ pub struct Options {
     /// Refuse to mount when a layer would have to be read whole first
     #[arg(long, global = true)]
     pub require_lazy: bool,
+    /// Whose indexes of layers to use beside our own: off (none), auto (none, but say what the
+    /// registry has), or the artifact of this digest, which is trusted
+    #[arg(
+        long,
+        global = true,
+        value_name = "auto|off|[REGISTRY/REPO@]DIGEST",
+        default_value = "auto"
+    )]
+    pub index: IndexChoice,
     /// What to fetch before anybody asks: none, all, or what a FILE of --record has (./FILE, if it
     /// has such a name)
     #[arg(long, global = true, value_name = "none|all|FILE", default_value = "none")]
@@ -117,6 +127,9 @@ pub enum Command {
     Verify(Verify),
     /// What is in an image, from which layer, and how it will be read
     Inspect(Inspect),
+    /// Indexes of layers, by which only what is read is fetched: make them, share them
+    #[command(subcommand)]
+    Index(Index),
     /// What a mount fetched, used and waits for
     Status(Status),
     /// The cache: list it, shrink it, find it
@@ -342,6 +355,34 @@ pub struct Inspect {
     pub image: String,
     /// A path in the rootfs: which layers have it, and what each does to it
     pub path: Option<String>,
+}
+
+/// `layoutfs index`.
+#[derive(Debug, Subcommand)]
+pub enum Index {
+    /// Make an index of each layer that has none: reads each of these once, whole
+    Build {
+        /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
+        image: String,
+    },
+    /// Push the indexes, made where there is none, as a referrer of the image; prints its digest
+    Push {
+        /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
+        image: String,
+        /// Where to [default: where the image comes from]
+        #[arg(long, value_name = "REGISTRY/REPO")]
+        to: Option<String>,
+    },
+    /// Fetch the indexes in the artifact that --index names, which is trusted
+    Pull {
+        /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
+        image: String,
+    },
+    /// List the layers: how each is read, its index, the spans in it
+    Ls {
+        /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
+        image: String,
+    },
 }
 
 /// `layoutfs status`.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::context::{Context, OpenImage, absolute, print_json};
+use super::index_choice::bring_missing;
 use super::rootless;
 use super::units::size;
 use crate::fetch::image::{Image, Selected, document};
@@ -97,9 +98,11 @@ pub fn run(context: &Context, args: &args::Commit) -> Result<()> {
         (Some(extended), _) => Target::Extended(extended.clone()),
         (None, to) => Target::Layout(absolute(to.as_ref().unwrap_or(&args.upper))?),
     };
+    let base = context.open(&args.base)?;
+    bring_missing(context, &base)?;
     let commission = Commission {
         upper: &absolute(&args.upper)?,
-        base: &context.open(&args.base)?,
+        base: &base,
         excluded,
         compression: args.compression,
         created_by: args.created_by.as_deref().unwrap_or(CREATED_BY),

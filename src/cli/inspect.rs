@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::args;
 use super::context::{Context, OpenImage, print_json};
+use super::index_choice::bring_missing;
 use super::progress;
 use super::sources;
 use super::units::size;
@@ -149,6 +150,7 @@ fn summarise(open: &OpenImage, number: usize, layer: &Layer) -> Result<LayerSumm
 
 /// Which layers say something about a path, lowest first, and what is there in the end.
 fn path_summary(context: &Context, open: &OpenImage, path: &str) -> Result<()> {
+    bring_missing(context, open)?;
     let layers = open.image.layers()?;
     let (kind, policy) = (ViewKind::Rootfs, context.options.verify);
     let blobs: Vec<_> = layers.iter().map(|l| l.blob).collect();

@@ -20,6 +20,8 @@ mod exit;
 mod extend;
 mod finalize;
 mod hydrate;
+mod index;
+mod index_choice;
 mod inspect;
 mod logging;
 mod mount;
@@ -90,6 +92,7 @@ fn run(context: &Context, cli: &Cli) -> Result<i32> {
         Command::Finalize(args) => finalize::run(context, args)?,
         Command::Verify(args) => verify::run(context, args)?,
         Command::Inspect(args) => inspect::run(context, args)?,
+        Command::Index(args) => index::run(context, args)?,
         Command::Status(args) => status::run(context, args)?,
         Command::Cache(args) => cache::run(context, args)?,
     }

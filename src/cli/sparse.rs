@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::args;
-use super::context::{Context, print_json};
+use super::context::{Context, absolute, print_json};
+use super::index_choice::{IndexChoice, bring_missing};
 use crate::fetch::kaniko::base_directory;
 use crate::fetch::resolve::resolve;
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
@@ -21,6 +22,10 @@ pub fn run(context: &Context, args: &args::Sparse) -> Result<()> {
     }
     let directory = target(args, &reference)?;
     let digest = write(context, &reference, &directory, args.kaniko.as_deref())?;
+    if let IndexChoice::Trusted { .. } = context.options.index {
+        let open = context.open_layout(&absolute(&directory)?, Some(&digest.to_string()))?;
+        bring_missing(context, &open)?;
+    }
     if context.options.json {
         let reference = reference.to_string();
         return print_json(&json!({

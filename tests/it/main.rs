@@ -15,6 +15,7 @@ mod formats;
 mod hostile;
 mod hydrate_app;
 mod image_works;
+mod indexes;
 mod layouts;
 mod lifecycle;
 mod listing_works;

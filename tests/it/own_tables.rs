@@ -24,13 +24,13 @@ const LAYERS: [(&str, Compression, &str); 6] = [
 
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-fn fixture(name: &str) -> (Vec<u8>, BTreeMap<String, String>) {
+pub fn fixture(name: &str) -> (Vec<u8>, BTreeMap<String, String>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     let annotations = std::fs::read(format!("{}.annotations", path.display())).expect("beside it");
     (std::fs::read(path).expect("there"), serde_json::from_slice(&annotations).expect("JSON"))
 }
 
-fn tar_of(blob: &[u8]) -> Vec<u8> {
+pub fn tar_of(blob: &[u8]) -> Vec<u8> {
     let mut tar = Vec::new();
     let mut sink = |decoded: Decoded<'_>| {
         if let Decoded::Bytes(bytes) = decoded {
