@@ -55,7 +55,7 @@ pub fn announce(
     if context.options.require_lazy && eager > 0 {
         let message = format!(
             "{eager} of {} layers cannot be read lazily yet, and --require-lazy is set: mount once \
-             without it, which indexes them",
+             without it, which indexes them, or name an artifact by --index",
             layers.len()
         );
         return Err(Error::new(ErrorKind::Usage, message));

@@ -470,3 +470,17 @@ fn a_layer_that_brings_a_table_of_contents_needs_no_index_of_ours() {
     let asked = registry.requests();
     assert!(asked.is_empty(), "the artifact lacks nothing that is needed: {asked:?}");
 }
+
+#[test]
+fn a_cache_without_room_for_an_index_is_no_error_of_a_mount() {
+    let image = small();
+    let registry = registry_with(&image);
+    let artifact = Machine::new(&registry).push();
+    let machine = Machine::new(&registry);
+    let options = ["--index", &artifact, "--cache-limit", "100"];
+    let outcome = machine.run("pull", &options);
+    assert_eq!(outcome.code(), Some(1), "{outcome}");
+    assert!(outcome.stderr.contains("no room for an index"), "{outcome}");
+    assert_eq!(machine.spans(), [None]);
+    assert_eq!(machine.shows("good", &options), b"good");
+}
