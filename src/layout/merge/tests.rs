@@ -261,6 +261,20 @@ fn as_many_and_as_long_links_are_followed_as_linux_follows() {
 }
 
 #[test]
+fn all_entries_of_an_image_have_so_many_steps_along_links() {
+    // Three steps each for f and g: b and c, then d.
+    let layer = changeset("a l target=b/c\nb l target=d\nd/c d\na/f d\na/g d");
+    let apply = |steps_left: usize| {
+        let mut builder = Builder::new(vec![layer.layer.clone()]);
+        let mut spent = Spent { link_steps: LINK_STEPS_MAX - steps_left, ..Spent::default() };
+        Apply::new(&mut builder, &mut spent, 0, &layer, false).all(layer.entries.clone())
+    };
+    assert_eq!(apply(6), Ok(()));
+    let refused = apply(5).unwrap_err().to_string();
+    assert!(refused.contains("offset 2048: more than 33554432 steps"), "{refused}");
+}
+
+#[test]
 fn content_outside_the_tar_and_names_outside_the_root_are_refused() {
     let outside = "0: content at 9999..10001 lies outside the tar of 10000 bytes";
     assert_eq!(refusal(&["a f chunks=0@9999-10001"]), outside);
