@@ -11,6 +11,7 @@ use crate::support::image::{Image, ImageBuilder};
 use crate::support::layer::Compression;
 use crate::support::mount::{Mount, Room};
 use crate::support::registry::Registry;
+use crate::traces::until_prefetched;
 
 /// Fixtures, their compression, and how they are said to be read.
 const LAYERS: [(&str, Compression, &str); 6] = [
@@ -121,6 +122,30 @@ fn what_a_table_told_is_known_to_the_next_mount() {
     assert!(again.said().contains(how), "{}", again.said());
     contents(again.path());
     assert_eq!(registry.blob_requests(&image.layers[0].digest).len(), 0);
+}
+
+#[test]
+fn what_a_use_needs_of_such_layers_is_recorded_and_prefetched_on_first_contact() {
+    for (name, compression, _) in LAYERS {
+        let registry = Registry::start();
+        let (_, annotations) = fixture(name);
+        let image = image_of(name, compression, &annotations);
+        let (room, layout) = sparse(&registry, &image, "v1");
+        let trace = room.path().join("use.trace").display().to_string();
+        let recorded = room.mount(&layout, &["--record", &trace]);
+        let content = contents(recorded.path());
+        recorded.unmount();
+        for prefetched in [trace.as_str(), "all"] {
+            let (room, layout) = sparse(&registry, &image, "v1");
+            let mount = room.mount(&layout, &["--prefetch", prefetched]);
+            let prefetch = until_prefetched(&mount);
+            assert_eq!(prefetch["errors"], 0, "{name}: {prefetch}");
+            registry.clear();
+            assert!(contents(mount.path()) == content, "{name}");
+            let asked = registry.requests();
+            assert_eq!(asked.len(), 0, "{name}, {prefetched}: {asked:?}");
+        }
+    }
 }
 
 /// A mount that was made in spite of a table of no use.

@@ -1,5 +1,6 @@
 //! What a use needs is recorded and fetched ahead; readers go first, whatever becomes of that.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -7,12 +8,23 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use layoutfs::fetch::trace_file;
+use layoutfs::fetch::cache::Cache;
+use layoutfs::fetch::layer::LayerReader;
+use layoutfs::fetch::local::Local;
+use layoutfs::fetch::prefetch::{Progress, Target, What, run};
+use layoutfs::fetch::record::{Call, Record as RecordCalls};
+use layoutfs::fetch::store::{Config, Store};
+use layoutfs::fetch::{Error, ErrorKind, trace_file};
+use layoutfs::layout::Blob;
+use layoutfs::layout::error::Error as LayoutError;
+use layoutfs::layout::index::scan::Scanner;
+use layoutfs::layout::index::spans::SpanBuilder;
 use layoutfs::layout::trace::Trace;
+use layoutfs::layout::tree::Layer as TreeLayer;
 use serde_json::Value;
 
 use crate::support::faults::{Action, Fault};
-use crate::support::image::{Image, ImageBuilder};
+use crate::support::image::{Fill, Image, ImageBuilder, Layer};
 use crate::support::layer::{Compression, LayerBuilder, generated};
 use crate::support::listing::Listing;
 use crate::support::mount::{Mount, Room};
@@ -96,7 +108,8 @@ fn until(what: &str, is_true: impl Fn() -> bool) {
     }
 }
 
-fn until_prefetched(mount: &Mount) -> Value {
+/// The status of a prefetch that is over.
+pub fn until_prefetched(mount: &Mount) -> Value {
     until("it is prefetched", || status(mount)["prefetch"]["done"] == true);
     status(mount)["prefetch"].clone()
 }
@@ -262,6 +275,68 @@ fn what_fails_ahead_is_told_and_harms_nobody() {
     assert!(mount.log().contains("cannot prefetch"), "{}", mount.log());
     Listing::of(mount.path());
     assert_eq!(status(&mount)["read_errors"], 0);
+}
+
+/// A reader of `layer`, whose index a pass would find.
+fn reader_of(store: &Arc<Store>, layer: &Layer) -> LayerReader {
+    let (mut scanner, mut spans) = (Scanner::new(), SpanBuilder::default());
+    let mut nowhere = |_: &[u8]| Ok::<(), LayoutError>(());
+    scanner.push(&layer.blob, &mut nowhere).expect("a layer");
+    spans.push(&layer.blob, scanner.take_starts());
+    let index = scanner.finish(&mut nowhere).expect("a layer").into_index(layer.diff_id, spans);
+    let layer = TreeLayer {
+        blob: Blob { digest: layer.digest, size: layer.blob.len() as u64 },
+        diff_id: layer.diff_id,
+        media_type: layer.media_type.clone(),
+        annotations: BTreeMap::new(),
+    };
+    LayerReader::new(store.clone(), layer, &index, None).expect("a reader")
+}
+
+#[test]
+fn no_request_of_a_prefetch_begins_while_a_reader_waits() {
+    let layer = |name: &str| LayerBuilder::new().file(name, 0o644, generated(name, 1 << 20));
+    let image = ImageBuilder::new()
+        .layer(layer("spans"), Compression::GzipMembers(64 << 10))
+        .layer(layer("whole"), Compression::Gzip)
+        .build();
+    let directory = tempfile::tempdir().expect("a directory");
+    image.write_layout(directory.path(), "v1", Fill::Full);
+    let source = Arc::new(Local::new(directory.path()));
+    let source = Arc::new(RecordCalls::with_log(source, Arc::default()));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    let _inside = runtime.enter();
+    let store = Arc::new(Store::new(Config {
+        cache: Cache::open(&directory.path().join("cache"), None).expect("a cache"),
+        layout_dir: None,
+        source: Some(source.clone()),
+        no_source: Error::new(ErrorKind::Offline, "unused"),
+        stall: Duration::from_secs(50),
+        spans_bytes_max: 1 << 20,
+    }));
+    let blob = |layer: &Layer| Blob { digest: layer.digest, size: layer.blob.len() as u64 };
+    let reader = Some(Arc::new(reader_of(&store, &image.layers[0])));
+    let targets = vec![
+        Target { blob: blob(&image.layers[0]), reader },
+        Target { blob: blob(&image.layers[1]), reader: None },
+    ];
+    let progress = Arc::<Progress>::default();
+    let waiting = store.line.reader();
+    let work = runtime.spawn(run(store.clone(), targets, What::All, progress.clone()));
+    until("it knows what it wants", || progress.shown().bytes_wanted > 0);
+    // A request that should not be made would be made at once.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(source.calls(), []);
+    // What a reader wants is brought, whoever has begun it.
+    store.line.ask_for(&image.layers[1].digest);
+    until("it is on its way", || !source.calls().is_empty());
+    let is_asked = |call: &Call| call.blob.digest == image.layers[1].digest;
+    assert!(source.calls().iter().all(is_asked), "{:?}", source.calls());
+    drop(waiting);
+    runtime.block_on(work).expect("it ends");
+    assert!(!source.calls().iter().all(is_asked));
+    assert_eq!((progress.shown().done, progress.shown().errors), (true, 0));
 }
 
 #[test]

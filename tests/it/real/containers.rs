@@ -11,7 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::debian::{Debian, TOOL_LIMIT, tool};
 use super::programs::{GREETING, paths_below};
-use crate::support::mount::{LIMIT, Outcome, mountpoints, run};
+use crate::support::mount::{LIMIT, Outcome, Room, mountpoints, run};
+use crate::traces::until_prefetched;
 
 /// `layoutfs run` of the image `v1`, with a `TMPDIR` of its own.
 fn run_v1(debian: &Debian, args: &[&str]) -> Outcome {
@@ -220,4 +221,33 @@ fn a_bundle_is_for_any_runtime_and_is_taken_down_whole() {
     assert_clean(&temporary);
     assert_clean(&bundle.join("rootfs"));
     debian.room.layoutfs(&["unmount", bundle_text]);
+}
+
+#[test]
+fn a_container_that_was_recorded_starts_from_what_was_prefetched() {
+    let debian = Debian::shared();
+    let registry = debian.own_registry();
+    let reference = debian.reference("v1").replace(&debian.registry.address, &registry.address);
+    // A cache of its own: nothing is known of the image.
+    let room = Room::new();
+    let (image, trace) = (room.path().join("image"), room.path().join("use.trace"));
+    let (image, trace) = (image.to_str().unwrap(), trace.to_str().unwrap());
+    room.layoutfs(&["sparse", &reference, "--to", image]);
+    let run = |options: &[&str], command: &[&str]| {
+        room.layoutfs(&[&["run", image], options, &["--"], command].concat())
+    };
+    run(&[], &["true"]);
+    room.layoutfs(&["cache", "prune"]);
+    assert_eq!(run(&["--record", trace], &["python3", "main.py"]), GREETING);
+    room.layoutfs(&["cache", "prune"]);
+    let mount = room.mount(image, &["--prefetch", trace]);
+    let prefetch = until_prefetched(&mount);
+    mount.unmount();
+    let asked = || std::fs::read_to_string(registry.access_log()).unwrap().lines().count();
+    let before = asked();
+    assert_eq!(run(&[], &["python3", "main.py"]), GREETING);
+    let text = std::fs::read_to_string(trace).unwrap();
+    // A line for each piece that was needed; the layers are 134 MB.
+    assert!(text.len() < 4 << 10 && prefetch["errors"] == 0, "{prefetch}\n{text}");
+    assert_eq!(asked(), before);
 }
