@@ -95,11 +95,19 @@ impl<'a> Container<'a> {
         Container { quiet_stdout, ..self }
     }
 
-    fn command(&self) -> Command {
+    fn command(&self, log: &Path) -> Command {
         let mut command = Command::new(self.runtime);
         // A state of its own: nothing is left of it when the bundle goes.
         command.arg("--root").arg(self.bundle.join("state"));
-        command.arg("--log").arg(self.log()).args(["--log-format", "json"]);
+        command.arg("--log").arg(log).args(["--log-format", "json"]);
+        command
+    }
+
+    /// The runtime once more, for a container that may have ended meanwhile: that it cannot then be
+    /// killed is nobody's failure, least of all of the command in it.
+    fn afterwards(&self, args: &[&str]) -> Command {
+        let mut command = self.command(Path::new("/dev/null"));
+        command.args(args).arg(&self.id).stderr(Stdio::null());
         command
     }
 
@@ -112,7 +120,7 @@ impl<'a> Container<'a> {
     /// # Errors
     /// The runtime cannot be started.
     pub async fn run(&self, mut signals: Forwarding) -> Result<Ended> {
-        let mut command = self.command();
+        let mut command = self.command(&self.log());
         command.arg("run").arg("--bundle").arg(self.bundle).arg(&self.id);
         if !self.terminal {
             // Else a terminal's Ctrl-C would reach the runtime twice: once from us.
@@ -151,8 +159,8 @@ impl<'a> Container<'a> {
     }
 
     async fn kill(&self) {
-        let mut command = self.command();
-        command.arg("kill").arg(&self.id).arg("KILL");
+        let mut command = self.afterwards(&["kill"]);
+        command.arg("KILL");
         if let Err(error) = command.status().await {
             tracing::warn!(%error, "cannot kill the container");
         }
@@ -163,8 +171,7 @@ impl<'a> Container<'a> {
         if !self.bundle.join("state").join(&self.id).exists() {
             return;
         }
-        let mut command = self.command();
-        command.args(["delete", "--force"]).arg(&self.id).stderr(Stdio::null());
+        let mut command = self.afterwards(&["delete", "--force"]);
         if let Err(error) = command.as_std_mut().status() {
             tracing::warn!(%error, "cannot delete the container");
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -138,16 +139,21 @@ struct Running {
     _debian: Arc<Debian>,
     child: Child,
     out: PathBuf,
+    err: PathBuf,
     temporary: PathBuf,
 }
 
 impl Running {
     fn start(debian: &Arc<Debian>, script: &str) -> Self {
+        Self::start_with(debian, &[], script)
+    }
+
+    fn start_with(debian: &Arc<Debian>, options: &[&str], script: &str) -> Self {
         let image = debian.sparse("v1");
         let temporary = debian.new_dir("tmp");
         let [out, err] = ["stdout", "stderr"].map(|name| debian.new_dir("out").join(name));
-        let mut command =
-            debian.room.command(&["run", image.to_str().unwrap(), "--", "sh", "-c", script]);
+        let args = [&["run", image.to_str().unwrap()], options, &["--", "sh", "-c", script]];
+        let mut command = debian.room.command(&args.concat());
         command.env("TMPDIR", &temporary).stdin(Stdio::null());
         command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
         let mut child = command.spawn().unwrap();
@@ -157,7 +163,7 @@ impl Running {
             assert!(started.elapsed() < LIMIT && child.try_wait().unwrap().is_none(), "{said}");
             std::thread::sleep(Duration::from_millis(5));
         }
-        Running { _debian: debian.clone(), child, out, temporary }
+        Running { _debian: debian.clone(), child, out, err, temporary }
     }
 
     fn send(&self, signal: Signal) {
@@ -187,6 +193,32 @@ fn the_third_signal_ends_a_command_that_does_not_listen() {
     }
     assert_eq!(running.child.wait().unwrap().code(), Some(137));
     assert_clean(&running.temporary);
+}
+
+#[test]
+fn what_cannot_be_killed_because_it_has_ended_was_started_all_the_same() {
+    let debian = Debian::shared();
+    // Signals go on while the container ends, as impatient people have it.
+    let runtime = debian.new_dir("runtime").join("runtime");
+    let script = "#!/bin/sh\n\
+        # --root STATE --log FILE --log-format json COMMAND\n\
+        if [ $7 = run ]; then\n\
+            trap '' TERM; echo started; while [ ! -e $0.killed ]; do sleep 0.01; done; exit 137\n\
+        fi\n\
+        echo '{\"level\":\"error\",\"msg\":\"container not running\"}' >>$4\n\
+        echo 'container not running' >&2; touch $0.killed; exit 1\n";
+    std::fs::write(&runtime, script).unwrap();
+    std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let options = ["--runtime", runtime.to_str().unwrap()];
+    let mut running = Running::start_with(&debian, &options, "");
+    let started = Instant::now();
+    while running.child.try_wait().unwrap().is_none() {
+        running.send(Signal::TERM);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(started.elapsed() < LIMIT, "it does not end");
+    }
+    assert_eq!(running.child.wait().unwrap().code(), Some(137));
+    assert_eq!(std::fs::read_to_string(&running.err).unwrap(), "");
 }
 
 #[test]
