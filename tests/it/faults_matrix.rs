@@ -13,11 +13,14 @@ use crate::support::layer::{Compression, LayerBuilder, generated};
 use crate::support::mount::{Mount, Room};
 use crate::support::registry::Registry;
 
-/// Long enough that a busy machine reaches what is not at fault, short enough to be waited for.
+/// For what ends at the deadline: short enough to be waited for.
 const DEADLINE: &str = "1s";
 
+/// For what ends otherwise: all attempts fit into it, also those of a busy machine.
+const PATIENT: &str = "15s";
+
 /// A read ends within its deadline, and the kernel may ask once more. The rest is for the machine.
-const ENDS_WITHIN: Duration = Duration::from_secs(30);
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// More than what wrong bytes are forgotten at once.
 const SPANS_BYTES: usize = 1_100_000;
@@ -109,8 +112,20 @@ impl Setting {
 
     /// One fault, one view: what is read while it acts, what is logged, and what is read later.
     fn check(&self, view: View, action: &Action, times: u32, expected: Expected) {
+        let deadline = if expected == ETIMEDOUT { DEADLINE } else { PATIENT };
+        self.check_within(deadline, view, action, times, expected);
+    }
+
+    fn check_within(
+        &self,
+        deadline: &str,
+        view: View,
+        action: &Action,
+        times: u32,
+        expected: Expected,
+    ) {
         let what = format!("{action:?} {times} times, {view:?}");
-        let mount = self.mount(view, &["--deadline", DEADLINE]);
+        let mount = self.mount(view, &["--deadline", deadline]);
         let (layer, path) = (self.layer(view), mount.path().join(self.path(view)));
         self.registry.inject(Fault::new(action.clone()).blob(&layer.digest).times(times));
         let began = Instant::now();
@@ -144,12 +159,15 @@ fn content(name: &str) -> Vec<u8> {
     generated(name, if name == "whole" { WHOLE_BYTES } else { SPANS_BYTES }).to_vec()
 }
 
-/// The lines about failed reads in the log of a mount.
-fn failures(mount: &Mount) -> Vec<String> {
+fn status(mount: &Mount) -> serde_json::Value {
     let path = mount.path().display().to_string();
     let status = mount.room().layoutfs(&["status", "--json", &path]);
-    let status: serde_json::Value = serde_json::from_str(&status).expect("status prints JSON");
-    let log = fs::read_to_string(status["log"].as_str().expect("a path")).expect("its log");
+    serde_json::from_str(&status).expect("status prints JSON")
+}
+
+/// The lines about failed reads in the log of a mount.
+fn failures(mount: &Mount) -> Vec<String> {
+    let log = fs::read_to_string(status(mount)["log"].as_str().expect("a path")).expect("its log");
     log.lines().filter(|line| line.contains("a read failed")).map(str::to_owned).collect()
 }
 
@@ -210,7 +228,11 @@ fn a_body_that_is_cut_anywhere_is_resumed_at_the_byte() {
             if view != View::Whole {
                 assert_eq!(ranges, expected, "{view:?}");
             }
-            assert_eq!(setting.registry.bytes_sent(&layer.digest), len as u64, "{view:?}, {at}");
+            // A machine that is busy for a second asks once more for what does not come.
+            if status(&mount)["hedges"] == 0 {
+                let sent = setting.registry.bytes_sent(&layer.digest);
+                assert_eq!(sent, len as u64, "{view:?}, {at}");
+            }
         }
     }
 }
@@ -226,7 +248,7 @@ fn silence_and_drips_end_at_the_deadline() {
         // Slow, and fast enough: it takes longer than the deadline in all.
         let bytes = setting.layer(view).blob.len().min(4 << 20) / 150;
         let slow = Action::Drip { bytes, every: second() / 100 };
-        setting.check(view, &slow, ALWAYS, Right);
+        setting.check_within(DEADLINE, view, &slow, ALWAYS, Right);
     }
 }
 
@@ -307,7 +329,7 @@ fn one_reader_of_wrong_bytes_costs_one_fetch() {
 fn a_registry_that_is_gone_and_comes_back_is_seen_at_once_and_what_is_here_stays_readable() {
     let setting = Setting::new();
     for view in VIEWS {
-        let mount = setting.mount(view, &["--deadline", DEADLINE]);
+        let mount = setting.mount(view, &["--deadline", PATIENT]);
         let path = mount.path().join(setting.path(view));
         setting.registry.pause();
         let error = fs::read(&path).expect_err("nobody has it");
@@ -318,7 +340,7 @@ fn a_registry_that_is_gone_and_comes_back_is_seen_at_once_and_what_is_here_stays
         assert!(recovered(&path) == setting.expected_bytes(view), "{view:?}");
         setting.registry.pause();
         assert!(fs::read(&path).expect("it is here") == setting.expected_bytes(view), "{view:?}");
-        let again = setting.room.mount(&setting.layout, &["--deadline", DEADLINE]);
+        let again = setting.room.mount(&setting.layout, &["--deadline", PATIENT]);
         if view == View::Whole {
             let read = fs::read(again.path().join("whole")).expect("cached on disk");
             assert!(read == content("whole"));
@@ -334,7 +356,7 @@ fn an_address_that_has_expired_is_asked_for_again() {
     let storage = Registry::start_on("127.0.0.2:0");
     for view in VIEWS {
         setting.registry.redirect_blobs_to(&storage, Duration::from_secs(300));
-        let mount = setting.mount(view, &["--deadline", DEADLINE]);
+        let mount = setting.mount(view, &["--deadline", PATIENT]);
         let path = mount.path().join(setting.path(view));
         // Cut in the middle, and the address dies meanwhile.
         let digest = setting.layer(view).digest;
@@ -345,7 +367,7 @@ fn an_address_that_has_expired_is_asked_for_again() {
         assert!(storage.requests().iter().all(|r| r.authorization.is_none()));
         // Addresses that are dead when they are given.
         setting.registry.redirect_blobs_to(&storage, Duration::ZERO);
-        let mount = setting.mount(view, &["--deadline", DEADLINE]);
+        let mount = setting.mount(view, &["--deadline", PATIENT]);
         let error = fs::read(mount.path().join(setting.path(view))).expect_err("refused");
         assert_eq!(error.raw_os_error(), Some(5), "{view:?}");
         let lines = failures(&mount);
