@@ -20,6 +20,8 @@ mod sample;
 mod tokens;
 #[path = "../it/support/uploads.rs"]
 mod uploads;
+#[path = "../it/support/wire.rs"]
+mod wire;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

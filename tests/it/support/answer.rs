@@ -17,6 +17,7 @@ use super::faults::Action;
 use super::referrers::referrers;
 use super::registry::{Request, Shared, Store};
 use super::uploads;
+use super::wire::Flushes;
 
 /// A request, taken apart.
 pub struct Asked {
@@ -170,6 +171,7 @@ pub type Body =
 /// Answers one request. An error makes the server hang up without an answer.
 pub async fn answer(
     shared: &Arc<Shared>,
+    flushes: &Flushes,
     request: hyper::Request<Incoming>,
 ) -> Result<Response<Body>, io::Error> {
     let mut asked = Asked::of(&request);
@@ -190,7 +192,7 @@ pub async fn answer(
         action.alter(&asked, &mut reply);
     }
     shared.answered(number, &sent_bytes, reply.status.as_u16());
-    Ok(reply.send(&asked.method, sent_bytes))
+    Ok(reply.send(&asked.method, sent_bytes, flushes.clone()))
 }
 
 async fn route(shared: &Arc<Shared>, asked: &Asked, body: Incoming) -> Reply {
@@ -332,19 +334,24 @@ fn parse_range(text: &str, size: u64) -> Option<Option<(u64, u64)>> {
 
 impl Reply {
     /// Puts the answer on the wire, counting the body.
-    fn send(mut self, method: &Method, sent_bytes: Arc<AtomicU64>) -> Response<Body> {
+    fn send(
+        mut self,
+        method: &Method,
+        sent_bytes: Arc<AtomicU64>,
+        flushes: Flushes,
+    ) -> Response<Body> {
         let length = self.declared_bytes.unwrap_or(self.body.len() as u64);
         if !self.pace.chunked && self.status != StatusCode::NO_CONTENT {
             self.headers.insert(header::CONTENT_LENGTH, length.into());
         }
         let body = if method == Method::HEAD { Bytes::new() } else { self.body };
         let steps = Box::pin(futures_util::stream::unfold(
-            (body, 0, self.pace, sent_bytes),
-            |(body, at, pace, sent_bytes)| async move {
-                let step = step(&body, at, pace).await?;
+            (body, 0, self.pace, sent_bytes, flushes),
+            |(body, at, pace, sent_bytes, flushes)| async move {
+                let step = step(&body, at, pace, &flushes).await?;
                 let len = step.as_ref().map_or(0, Bytes::len);
                 sent_bytes.fetch_add(len as u64, Ordering::Relaxed);
-                Some((step.map(Frame::data), (body, at + len, pace, sent_bytes)))
+                Some((step.map(Frame::data), (body, at + len, pace, sent_bytes, flushes)))
             },
         ));
         let mut response = Response::new(StreamBody::new(steps as _));
@@ -356,16 +363,19 @@ impl Reply {
 
 /// Small enough that a client's early leave shows in the count.
 const STEP_BYTES: usize = 64 << 10;
-/// Long enough for the connection to flush what was written before it is cut.
-const FLUSH: Duration = Duration::from_millis(20);
 
 /// The next bytes after `at`; an error cuts the connection.
-async fn step(body: &Bytes, at: usize, pace: Pace) -> Option<Result<Bytes, io::Error>> {
+async fn step(
+    body: &Bytes,
+    at: usize,
+    pace: Pace,
+    flushes: &Flushes,
+) -> Option<Result<Bytes, io::Error>> {
     if pace.stall_at.is_some_and(|stop| at >= stop) {
         std::future::pending::<Infallible>().await;
     }
     if pace.cut_at.is_some_and(|cut| at >= cut) {
-        tokio::time::sleep(FLUSH).await;
+        flushes.next().await;
         return Some(Err(io::Error::other("told to cut the body")));
     }
     if at == body.len() {

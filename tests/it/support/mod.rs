@@ -15,3 +15,4 @@ pub mod referrers;
 pub mod registry;
 pub mod tokens;
 pub mod uploads;
+pub mod wire;

@@ -22,6 +22,7 @@ use super::answer;
 use super::faults::{Fault, Faults};
 use super::referrers::ReferrersApi;
 use super::tokens::{Auth, Tokens};
+use super::wire::Wire;
 
 /// A running registry. It has its own thread and runtime, so blocking tests may use it, and it
 /// stops when dropped.
@@ -458,10 +459,12 @@ async fn serve(shared: Arc<Shared>, first: TcpListener, mut doors: UnboundedRece
                 let shared = Arc::clone(&shared);
                 stream.set_nodelay(true).expect("TCP_NODELAY");
                 connections.spawn(async move {
-                    let service = service_fn(|request| answer::answer(&shared, request));
+                    let (wire, flushes) = Wire::new(stream);
+                    let service =
+                        service_fn(|request| answer::answer(&shared, &flushes, request));
                     let http = http1::Builder::new();
                     // A connection that ends in an error is a client that left, or a fault.
-                    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                    let _ = http.serve_connection(TokioIo::new(wire), service).await;
                 });
             },
         }
