@@ -368,13 +368,13 @@ fn a_process_that_a_test_leaves_is_found_by_whatever_names_the_directory() {
         cd root; pivot_root . share; cd /; exec /bin/env -i /bin/sleep 600";
     let in_container = ["unshare", "--mount", "sh", "-ec", script, "sh"];
     let environment = ["sh", "-c", "exec env -i WHERE=$1 sleep 600", "sh"];
-    let arguments = ["sh", "-c", "sleep 600; true"];
+    let arguments = ["sh", "-c", "read -r _; true"];
     let directory = ["sh", "-c", "cd $1; exec env -i sleep 600", "sh"];
     for way in [&in_container[..], &environment, &arguments, &directory] {
         let ground = Ground::with_patience(Duration::ZERO);
         let mut left = Command::new(way[0]);
         let mut left =
-            left.args(&way[1..]).arg(ground.path()).stdin(Stdio::null()).spawn().unwrap();
+            left.args(&way[1..]).arg(ground.path()).stdin(Stdio::piped()).spawn().unwrap();
         let is_there = |comm: &str| comm == if way == arguments { "sh\n" } else { "sleep\n" };
         while !is_there(&fs::read_to_string(format!("/proc/{}/comm", left.id())).unwrap()) {
             assert!(left.try_wait().unwrap().is_none(), "{way:?} does not work");

@@ -74,12 +74,13 @@ impl Drop for Ground {
         if left.is_nothing() {
             return;
         }
+        let found = left.to_string();
         // The last means: a test that fails must not make the machine fail.
         left.clear();
         if is_panicking {
-            eprintln!("{left}");
+            eprintln!("{found}");
         } else {
-            panic!("{left}");
+            panic!("{found}");
         }
     }
 }
