@@ -6,6 +6,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::fetch::{Error, Result};
 
 /// What the serving process writes to standard output when the tree answers.
@@ -27,14 +29,44 @@ impl Starter {
 /// belong to the command of a container.
 const CHILD_OPTION: &str = "--background-child";
 
+/// A descriptor of the caller's that is to hear that the tree answers.
+pub struct ReadyDescriptor {
+    number: u32,
+    file: File,
+}
+
+impl ReadyDescriptor {
+    /// The descriptor with this number.
+    ///
+    /// # Errors
+    /// It is not open, or not for writing.
+    pub fn open(number: u32) -> Result<Self> {
+        // By name, because a number from the command line proves nothing about who owns the
+        // descriptor.
+        let file = File::options().append(true).open(format!("/proc/self/fd/{number}"));
+        let file = file.map_err(|e| Error::local(format!("--ready-fd {number}"), &e))?;
+        Ok(ReadyDescriptor { number, file })
+    }
+
+    /// Writes the line.
+    ///
+    /// # Errors
+    /// Nobody reads it.
+    pub fn tell(mut self) -> Result<()> {
+        let told = self.file.write_all(READY);
+        told.map_err(|e| Error::local(format!("--ready-fd {}", self.number), &e))
+    }
+}
+
 /// Starts this program again to serve, passes its errors and its exit code on, and returns when
-/// the tree answers.
+/// the tree answers, which it tells `ready_fd`, too. Nothing is mounted if it cannot.
 ///
 /// # Errors
-/// It cannot be started.
+/// It cannot be started, or nobody reads `ready_fd`.
 pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
     let failed = |e: &std::io::Error| Error::local("cannot start the serving process", e);
-    keep_descriptors_here(ready_fd).map_err(|e| failed(&e))?;
+    let ready = ready_fd.map(ReadyDescriptor::open).transpose()?;
+    keep_descriptors_here().map_err(|e| failed(&e))?;
     // The program that runs now, even if its file was replaced meanwhile.
     let mut child = Command::new("/proc/self/exe")
         .arg0("layoutfs")
@@ -50,7 +82,13 @@ pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
         output.take(most).read_to_end(&mut said).map_err(|e| failed(&e))?;
     }
     if said == READY {
-        return Ok(0);
+        let told = ready.map_or(Ok(()), ReadyDescriptor::tell);
+        if told.is_err() {
+            // Whoever hears of an error has no mount.
+            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+            child.wait().map_err(|e| failed(&e))?;
+        }
+        return told.map(|()| 0);
     }
     // It has printed why.
     let status = child.wait().map_err(|e| failed(&e))?;
@@ -58,12 +96,12 @@ pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
 }
 
 /// Descriptors that this process was given do not go on to the serving one, which would keep locks
-/// held and pipes open for as long as the mount lives. Only `wanted` does.
-fn keep_descriptors_here(wanted: Option<u32>) -> std::io::Result<()> {
+/// held and pipes open for as long as the mount lives.
+fn keep_descriptors_here() -> std::io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
         let Some(number) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        if number <= 2 || Some(number) == wanted {
+        if number <= 2 {
             continue;
         }
         let Ok(raw) = i32::try_from(number) else { continue };

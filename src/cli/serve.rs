@@ -2,7 +2,6 @@
 //! what `run` and `bundle` do.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::announce::{Told, announce};
 use super::args;
-use super::background::{Starter, detach};
+use super::background::{ReadyDescriptor, Starter, detach};
 use super::context::{Context, OpenImage, absolute};
 use super::progress;
 use super::traces::{self, Recording};
@@ -73,6 +72,9 @@ pub struct Daemon<'a> {
     /// What to fetch ahead, until that begins; and how far it is.
     ahead: Mutex<Option<What>>,
     prefetched: Option<Arc<Prefetched>>,
+    /// Listened for from before the mount to its end: at no moment does one leave a dead mount, or
+    /// go unheard.
+    signals: tokio::sync::Mutex<Signals>,
 }
 
 /// Mounts and serves. Returns when the mount is gone.
@@ -99,8 +101,9 @@ pub fn run(
             daemon.wait_for_view(mounted)?;
         }
         daemon.mount_overlay(None)?;
-        if let Some(fd) = args.ready_fd {
-            tell_descriptor(fd)?;
+        // In the background, who has started this process tells.
+        if let Some(number) = args.ready_fd.filter(|_| context.starter.is_none()) {
+            ReadyDescriptor::open(number)?.tell()?;
         }
         daemon.serve_until_gone(mounted)
     })
@@ -134,6 +137,7 @@ impl<'a> Daemon<'a> {
             upper: plan.upper,
             scratch: plan.scratch,
         };
+        let signals = Signals::new(context)?.into();
         Ok(Daemon {
             context,
             open,
@@ -146,6 +150,7 @@ impl<'a> Daemon<'a> {
             recording,
             prefetched: ahead.as_ref().map(|_| Arc::default()),
             ahead: Mutex::new(ahead),
+            signals,
         })
     }
 
@@ -242,14 +247,10 @@ impl<'a> Daemon<'a> {
         let shown = progress::show(&open.store, &blobs, self.context.options.quiet, build);
         // Nobody would learn that the tree is there: then it is not fetched for nobody.
         let is_alone = || self.context.starter.is_some_and(Starter::is_gone);
-        let ended = async {
-            Signals::new()?.wait(|| mounted.has_ended() || is_alone()).await;
-            Ok::<(), Error>(())
-        };
         let view = self.context.runtime.block_on(async {
             tokio::select! {
                 view = shown => view,
-                ended = ended => Err(ended.err().unwrap_or_else(interrupted)),
+                () = self.end_of(|| mounted.has_ended() || is_alone()) => Err(interrupted()),
             }
         })?;
         self.pending.set(view);
@@ -281,12 +282,13 @@ impl<'a> Daemon<'a> {
 
     async fn wait_for_end(&self, mounted: &Mounted) {
         let overlay_at = self.record.lower.as_ref().map(|_| self.record.mountpoint.as_path());
-        let gone =
-            || mounted.has_ended() || overlay_at.is_some_and(|path| find_mount(path).is_none());
-        match Signals::new() {
-            Ok(signals) => signals.wait(gone).await,
-            Err(error) => tracing::error!(%error, "cannot wait for signals"),
-        }
+        let is_bare = || overlay_at.is_some_and(|path| find_mount(path).is_none());
+        self.end_of(|| mounted.has_ended() || is_bare()).await;
+    }
+
+    /// Waits for a signal that ends a mount, or until `gone` says yes.
+    async fn end_of(&self, gone: impl Fn() -> bool) {
+        self.signals.lock().await.wait(gone).await;
     }
 
     /// Takes down what is still there: overlay, view, record.
@@ -328,17 +330,6 @@ impl<'a> Daemon<'a> {
             Status { prefetch, ..status }
         })
     }
-}
-
-fn tell_descriptor(fd: u32) -> Result<()> {
-    // Opened by name, because a number from the command line proves nothing about who owns the
-    // descriptor.
-    let path = format!("/proc/self/fd/{fd}");
-    let told = std::fs::File::options()
-        .write(true)
-        .open(&path)
-        .and_then(|mut file| file.write_all(b"ready\n"));
-    told.map_err(|e| Error::local(format!("--ready-fd {fd}"), &e))
 }
 
 fn report(
@@ -419,7 +410,8 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> Result<Self> {
+    fn new(context: &Context) -> Result<Self> {
+        let _runtime = context.runtime.enter();
         let listen = |kind| signal(kind).map_err(|e| Error::local("cannot listen for signals", &e));
         Ok(Signals {
             terminate: listen(SignalKind::terminate())?,
@@ -429,7 +421,7 @@ impl Signals {
     }
 
     /// Waits for a signal, or until `gone` says yes.
-    async fn wait(mut self, gone: impl Fn() -> bool) {
+    async fn wait(&mut self, gone: impl Fn() -> bool) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {

@@ -8,6 +8,7 @@ mod commit;
 mod commit_model;
 mod crashes;
 mod damage;
+mod descriptors;
 mod extend;
 mod faults_matrix;
 mod finalize;
