@@ -127,7 +127,8 @@ fn a_command_that_cannot_be_started_is_told_as_shells_do() {
         assert_eq!(outcome.code(), Some(code), "{outcome}");
         assert!(outcome.stderr.contains(command), "the runtime says what: {outcome}");
     }
-    let failed = run_v1(&debian, &["sh", "-c", "exit 1"]);
+    // The first container says how the layers are read.
+    let failed = run_v1(&debian, &["--quiet", "sh", "-c", "exit 1"]);
     assert_eq!((failed.code(), &*failed.stderr), (Some(1), ""), "{failed}");
     let no_runtime = run_v1(&debian, &["--runtime", "/not/a/runtime", "true"]);
     assert_eq!(no_runtime.code(), Some(8), "{no_runtime}");
@@ -209,7 +210,7 @@ fn what_cannot_be_killed_because_it_has_ended_was_started_all_the_same() {
         echo 'container not running' >&2; touch $0.killed; exit 1\n";
     std::fs::write(&runtime, script).unwrap();
     std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let options = ["--runtime", runtime.to_str().unwrap()];
+    let options = ["--quiet", "--runtime", runtime.to_str().unwrap()];
     let mut running = Running::start_with(&debian, &options, "");
     let started = Instant::now();
     while running.child.try_wait().unwrap().is_none() {
