@@ -9,15 +9,20 @@ use layoutfs::fetch::registry::content_range::parse_content_range;
 use layoutfs::fetch::registry::link::next_page;
 use layoutfs::layout::accounts::Accounts;
 use layoutfs::layout::buildpacks::{Extension, PlatformApi, RunImage};
+use layoutfs::layout::codec::{Decoded, Decoder, Start, Within};
 use layoutfs::layout::entry::Entry;
 use layoutfs::layout::error::{Error, Result};
 use layoutfs::layout::image_argument::ImageArgument;
 use layoutfs::layout::index::scan::Scanner;
 use layoutfs::layout::index::spans::SpanBuilder;
-use layoutfs::layout::index::{LayerIndex, Proof, check, is_seekable, saved};
+use layoutfs::layout::index::window::sparse;
+use layoutfs::layout::index::{
+    Codec, LayerIndex, Origin, Point, Proof, Span, check, is_seekable, saved,
+};
 use layoutfs::layout::oci::finalize::{self, Configs};
 use layoutfs::layout::oci::referrer::{self, IndexArtifact};
 use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
+use layoutfs::layout::range::ByteRange;
 use layoutfs::layout::reference::Reference;
 use layoutfs::layout::shadow::{Judge, SourceKind};
 use layoutfs::layout::soci::manifest::SociIndex;
@@ -75,8 +80,6 @@ fn parse<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Entry>> {
 }
 
 fn index_of(entries: Vec<Entry>, tar_size: u64) -> LayerIndex {
-    use layoutfs::layout::index::{Codec, Origin, Span};
-    use layoutfs::layout::range::ByteRange;
     let whole = ByteRange::new(0, tar_size);
     let proof = Proof::Stored([0; 32]);
     let span = Span { blob: whole, tar: whole, skip: 0, codec: Codec::Stored, proof };
@@ -120,6 +123,58 @@ fn scan_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<(LayerIndex
     }
     let layer = scanner.finish(&mut sink)?;
     Ok((layer.into_index(Digest::sha256_of(&tar), spans), tar))
+}
+
+/// A blob is entered wherever a decoder says that it can be, with as much of the window as is
+/// referred to, and gives the same bytes; and it says so wherever pieces end.
+pub fn starts(bytes: &[u8]) {
+    let (size, blob) = split(bytes);
+    let spacing = size as u64;
+    let Ok((starts, content)) = decode_starts([blob].into_iter(), spacing) else {
+        assert!(decode_starts(blob.chunks(size), spacing).is_err());
+        return;
+    };
+    let pieces = decode_starts(blob.chunks(size), spacing).expect("one piece was decoded");
+    assert_eq!(pieces, (starts.clone(), content.clone()));
+    for start in starts.into_iter().filter(|start| start.tar < content.len() as u64) {
+        let behind = &blob[start.blob as usize..];
+        let (codec, window) = match start.within {
+            None => (codec::detect(blob), Vec::new()),
+            Some(Within { bits, window }) => {
+                let point = Point { bits, window: ByteRange::new(0, 0) };
+                (Codec::Deflate(point), sparse(&window, bits, behind))
+            }
+        };
+        let tar = ByteRange::new(start.tar, content.len() as u64);
+        let (blob, proof) = (ByteRange::new(start.blob, blob.len() as u64), Proof::Stored([0; 32]));
+        let span = Span { blob, tar, skip: 0, codec, proof };
+        let decoded = codec::decode_span(&span, &window, behind);
+        assert_eq!(decoded.as_deref(), Ok(&content[start.tar as usize..]));
+    }
+}
+
+fn decode_starts<'a>(
+    pieces: impl Iterator<Item = &'a [u8]>,
+    spacing: u64,
+) -> Result<(Vec<Start>, Vec<u8>)> {
+    let (mut starts, mut content) = (Vec::new(), Vec::new());
+    let mut decoder = Decoder::with_starts(spacing);
+    let mut sink = |decoded: Decoded<'_>| {
+        match decoded {
+            Decoded::Start(start) => starts.push(start),
+            Decoded::Bytes(bytes) => content.extend_from_slice(bytes),
+        }
+        // Starts hold windows: their number is bounded, too.
+        if starts.len() > 64 || content.len() as u64 > SCAN_BYTES_MAX {
+            return Err(Error::Limit { what: "fuzzed blob".into(), limit: SCAN_BYTES_MAX });
+        }
+        Ok(())
+    };
+    for piece in pieces {
+        decoder.push(piece, &mut sink)?;
+    }
+    decoder.finish(&mut sink)?;
+    Ok((starts, content))
 }
 
 /// A saved index is refused, or it keeps the rules and survives being saved again. What a fuzzer

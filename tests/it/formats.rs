@@ -140,6 +140,7 @@ fn the_fuzz_bodies_hold_for_their_seeds_and_all_fixtures() {
     let bodies: [(&str, bodies::Body); 13] = [
         ("tar", bodies::tar),
         ("scan", bodies::scan),
+        ("starts", bodies::starts),
         ("saved_index", bodies::saved_index),
         ("documents", bodies::documents),
         ("references", bodies::references),
