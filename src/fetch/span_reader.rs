@@ -234,12 +234,13 @@ impl SpanReader {
         for range in &ranges {
             self.store.just_disproved(blob, *range)?;
         }
-        let resident = if trusts_disk { self.resident_pieces(&ranges) } else { Vec::new() };
-        let mut here = RangeSet::new();
-        resident.iter().for_each(|(range, _)| here.insert(*range));
-        let requests = plan::plan_fetch(&ranges, &here, GAP_BYTES, REQUEST_BYTES_MAX);
+        let (resident, here) = match trusts_disk {
+            true => self.resident_pieces(&ranges),
+            false => (Vec::new(), RangeSet::new()),
+        };
+        let requests = requests_for(&ranges, &here).into_iter();
         let fetching: Vec<_> =
-            requests.into_iter().map(|request| fetch(source, blob, request, deadline)).collect();
+            requests.map(|request| fetch(source, blob, request, deadline)).collect();
         let fetched: Vec<Piece> =
             stream::iter(fetching).buffered(REQUESTS_MAX).try_collect().await.map_err(named)?;
         let mut pieces = [resident, fetched.clone()].concat();
@@ -275,14 +276,16 @@ impl SpanReader {
         Ok(wrong)
     }
 
-    /// What of `ranges` is on disk, although not all of a span is: neighbours share a byte.
-    fn resident_pieces(&self, ranges: &[ByteRange]) -> Vec<Piece> {
+    /// What of `ranges` is on disk, although not all of a span is: neighbours share a byte. And all
+    /// that is on disk.
+    fn resident_pieces(&self, ranges: &[ByteRange]) -> (Vec<Piece>, RangeSet) {
         let part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(part) = &*part else { return Vec::new() };
+        let Some(part) = &*part else { return (Vec::new(), RangeSet::new()) };
         let here = part.resident.ranges().iter();
         let both = here.flat_map(|here| ranges.iter().map(|wanted| here.intersection(wanted)));
         let both = both.filter(|both| !both.is_empty());
-        both.filter_map(|both| Some((both, read_exact_at(&part.file, both).ok()?.into()))).collect()
+        let read = |both| Some((both, read_exact_at(&part.file, both).ok()?.into()));
+        (both.filter_map(read).collect(), part.resident.clone())
     }
 
     /// Whole spans that were fetched because they lie between others are kept, too.
@@ -402,6 +405,13 @@ impl SpanReader {
             cache.tell_trouble(&error);
         }
     }
+}
+
+/// What to ask for, so that `ranges` are here. What lies between two of them comes along, unless it
+/// is here already: no byte comes twice.
+fn requests_for(ranges: &[ByteRange], here: &RangeSet) -> Vec<ByteRange> {
+    let requests = plan::plan_fetch(ranges, here, GAP_BYTES, REQUEST_BYTES_MAX);
+    requests.into_iter().flat_map(|request| here.missing(request)).collect()
 }
 
 async fn fetch(

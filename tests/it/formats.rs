@@ -137,7 +137,7 @@ fn an_index_of_an_older_version_is_named_as_such() {
 
 #[test]
 fn the_fuzz_bodies_hold_for_their_seeds_and_all_fixtures() {
-    let bodies: [(&str, bodies::Body); 13] = [
+    let bodies: [(&str, bodies::Body); 14] = [
         ("tar", bodies::tar),
         ("scan", bodies::scan),
         ("starts", bodies::starts),

@@ -35,7 +35,7 @@ impl Setting {
         let file = |name: &str| LayerBuilder::new().file(name, 0o644, content(name));
         let image = ImageBuilder::new()
             .layer(file("spans"), Compression::GzipMembers(64 << 10))
-            .layer(file("whole"), Compression::Gzip)
+            .layer(file("whole"), Compression::Zstd)
             .build();
         image.push(&registry, "team/app", "v1");
         registry.redirect_blobs_to(&storage, Duration::from_secs(300));

@@ -40,7 +40,7 @@ impl Setting {
         let layer = |name: &str| LayerBuilder::new().file(name, 0o644, content(name));
         let image = ImageBuilder::new()
             .layer(layer("spans"), Compression::GzipMembers(64 << 10))
-            .layer(layer("whole"), Compression::Gzip)
+            .layer(layer("whole"), Compression::Zstd)
             .build();
         image.push(&mirror, "m/app", "v1");
         image.push(&origin, "team/app", "v1");

@@ -8,12 +8,12 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{GAP_BYTES, Piece, REQUEST_BYTES_MAX, SpanReader, assemble, blocking, hedge};
+use super::{Piece, SpanReader, assemble, blocking, hedge, requests_for};
 use crate::fetch::error::Result;
 use crate::fetch::proved::Proved;
+use crate::layout::Digest;
 use crate::layout::index::Proof;
-use crate::layout::range::{ByteRange, RangeSet};
-use crate::layout::{Digest, plan};
+use crate::layout::range::ByteRange;
 
 /// What is said of spans while they are fetched ahead of use.
 struct Claim<'a> {
@@ -120,11 +120,9 @@ impl SpanReader {
             self.store.just_disproved(blob, *range)?;
         }
         let source = self.store.source()?;
-        let mut pieces = self.resident_pieces(&ranges);
-        let mut here = RangeSet::new();
-        pieces.iter().for_each(|(range, _)| here.insert(*range));
+        let (mut pieces, here) = self.resident_pieces(&ranges);
         let mut fetched: Vec<Piece> = Vec::new();
-        for request in plan::plan_fetch(&ranges, &here, GAP_BYTES, REQUEST_BYTES_MAX) {
+        for request in requests_for(&ranges, &here) {
             let (deadline, arrived) = (self.store.deadline(), AtomicU64::new(0));
             let bytes = hedge::collect(source, blob, request, deadline, &arrived).await?;
             fetched.push((request, bytes));

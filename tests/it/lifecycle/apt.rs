@@ -172,7 +172,9 @@ fn packages_are_installed_as_kaniko_would_have_it() {
     let total: u64 = sizes.iter().sum();
     // Of the second layer neither apt nor what it runs needs anything; kaniko reads it all.
     assert!(shadow.fetched() + sizes[1] <= total, "{}: {sizes:?}", shadow.told);
-    assert_eq!(plain.fetched(), total, "everything, and nothing twice: {}", plain.told);
+    // All but padding behind the archives; and once, but for a byte that neighbours share.
+    let fetched = total - (64 << 10)..=total + plain.told["requests"].as_u64().unwrap();
+    assert!(fetched.contains(&plain.fetched()), "everything, and nothing twice: {}", plain.told);
     println!("apt, one gzip member: {} and {} of {total}", shadow.fetched(), plain.fetched());
 
     assert_eq!(shadow.printed(&["greeting"]), "hello\ntold to configure\n");
