@@ -326,6 +326,18 @@ mod tests {
     }
 
     #[test]
+    fn a_wave_ends_where_its_bytes_are_there_and_has_at_least_one_range() {
+        let (late, early) = (ByteRange::new(10, 20), ByteRange::new(0, 10));
+        let planned = |wave| -> Vec<ByteRange> {
+            let limits = AheadLimits { gap: 0, len_max: 100, wave };
+            plan_ahead(&[(0, late), (0, early)], limits).iter().map(|t| t.range).collect()
+        };
+        assert_eq!(planned(0), [late, early]);
+        assert_eq!(planned(10), [late, early]);
+        assert_eq!(planned(11), [ByteRange::new(0, 20)]);
+    }
+
+    #[test]
     fn a_fetch_splits_long_ranges_and_joins_near_ones() {
         let range = |start, end| ByteRange::new(start, end);
         let mut resident = RangeSet::new();
