@@ -1,5 +1,6 @@
 //! Everything at once: eight readers on two mounts that come and go, a cache that is pruned under
-//! them, faults at random. What is read is right, what fails says so, in the end all is there.
+//! them and is too small for one of them, faults at random. What is read is right, what fails says
+//! so, in the end all is there.
 //!
 //! A few seconds in `make test`; `make soak` sets `LAYOUTFS_SOAK_SECONDS` to a minute.
 
@@ -27,6 +28,9 @@ const READ_BYTES_MAX: u64 = 600 << 10;
 
 /// No fault may keep a reader waiting for longer.
 const DEADLINE: &str = "500ms";
+
+/// Less than the layers: a mount that has it evicts what it or the other one has just fetched.
+const CACHE_LIMIT: &str = "6M";
 
 /// What a read may wait: the kernel asks twice, and the machine may be busy.
 const READ_LASTS_AT_MOST: Duration = Duration::from_secs(60);
@@ -204,7 +208,7 @@ fn readers_evictions_and_faults_at_once_never_show_a_wrong_byte() {
         let _ends = Ends(&soak.over);
         let (soak, first, second) =
             (&soak, Chance::of(chance.number()), Chance::of(chance.number()));
-        scope.spawn(move || soak.keep_mounting(&[], true, first));
+        scope.spawn(move || soak.keep_mounting(&["--cache-limit", CACHE_LIMIT], true, first));
         // Strict: a stream may show wrong bytes before its end, which then fails.
         let strict = ["--view", "all", "--verify", "strict"];
         scope.spawn(move || soak.keep_mounting(&strict, false, second));
