@@ -35,7 +35,8 @@ const REQUEST_BYTES_MAX: u64 = 4 << 20;
 /// only the waiting grows.
 const REQUESTS_MAX: usize = 4;
 
-/// Spans of one read that are decoded at the same time: more than two cores gain nothing on a span.
+/// Spans of one read that are decoded at the same time. Other reads, and what is ahead of them, have
+/// theirs.
 const DECODED_AT_ONCE: usize = 2;
 
 /// Spans that are fetched and decoded as one piece of work ahead of a reader: whoever needs the

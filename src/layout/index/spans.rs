@@ -14,8 +14,8 @@ const HEAD_BYTES: usize = 34 << 10;
 /// or block), and a layer has few enough spans to keep a digest and a window of each.
 pub const SPAN_BYTES: u64 = 1 << 20;
 
-/// Most memory for the windows of one layer: those of 25 GB of ordinary gzip, or of 2 GB whose
-/// windows cannot be packed. Beyond it no place between two blocks is taken, and the layer is one
+/// Most memory for the windows of one layer: those of some 11 GB of ordinary gzip, or of 2 GB
+/// of content whose windows cannot be packed. Beyond it no place between two blocks is taken, and the layer is one
 /// that cannot be entered there.
 const WINDOWS_BYTES_MAX: usize = 64 << 20;
 

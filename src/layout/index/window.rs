@@ -5,7 +5,7 @@
 
 use crate::layout::codec::inflate::{At, Inflate, WINDOW_BYTES_MAX};
 
-/// The level that makes windows 4 % smaller than 3 does, in time that a first pass does not notice.
+/// Windows are packed once, on a thread that waits for the inflater, and kept for ever.
 const ZSTD_LEVEL: i32 = 12;
 
 /// The window as it is stored: one zstd frame (RFC 8878).
