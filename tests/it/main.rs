@@ -36,6 +36,7 @@ mod soak;
 mod soci;
 mod source_suite;
 mod sources;
+mod spans;
 mod support;
 mod support_works;
 mod tables;
