@@ -1,5 +1,6 @@
 //! The spans of one layer: proved, decoded, in few requests, each once, and ahead of who goes on.
 
+mod pieces;
 mod prefetch;
 
 use std::collections::HashMap;
@@ -8,7 +9,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -19,21 +20,11 @@ use super::error::{Error, ErrorKind, Result};
 use super::flight::{Flights, Turn};
 use super::proved::{Place, Proved};
 use super::store::{self, Store};
-use super::{Deadline, Distrust, Source, hedge};
-use crate::layout::index::{LayerIndex, Proof, Span};
-use crate::layout::range::{ByteRange, RangeSet};
+use super::{Deadline, Distrust, hedge};
+use crate::layout::index::{LayerIndex, Span};
+use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
-use crate::layout::{Blob, Digest, plan};
-
-/// Bytes between two spans that are fetched along rather than asked for separately.
-const GAP_BYTES: u64 = 256 << 10;
-
-/// The longest single request for spans.
-const REQUEST_BYTES_MAX: u64 = 4 << 20;
-
-/// Requests on their way for one read: enough to fill a line of 1 Gbit/s and 10 ms, after which
-/// only the waiting grows.
-const REQUESTS_MAX: usize = 4;
+use pieces::{Coming, For, Pieces};
 
 /// Spans of one read that are decoded at the same time. Other reads, and what is ahead of them, have
 /// theirs.
@@ -54,14 +45,12 @@ pub struct SpanReader {
     fetching: Flights<usize>,
     /// Spans that are fetched for no reader yet, and how to stop that.
     ahead_of_use: Mutex<HashMap<usize, Arc<Notify>>>,
+    coming: Coming,
     part: Mutex<Option<Part>>,
     ahead: Mutex<Ahead>,
     /// Where work ahead of a reader is done.
     runtime: Option<Handle>,
 }
-
-/// Bytes of a blob, and where they are.
-type Piece = (ByteRange, Bytes);
 
 impl SpanReader {
     /// A reader of `layer`, to which `index` belongs.
@@ -74,6 +63,7 @@ impl SpanReader {
             index: LayerIndex { entries: Vec::new(), spans, windows, ..*index },
             fetching: Flights::default(),
             ahead_of_use: Mutex::default(),
+            coming: Coming::default(),
             part: Mutex::default(),
             ahead: Mutex::default(),
             runtime: Handle::try_current().ok(),
@@ -207,9 +197,9 @@ impl SpanReader {
                     format!("layer {}: other wrong bytes each time", self.layer.blob.digest);
                 return Err(Error::new(ErrorKind::DigestMismatch, message));
             }
-            // What is here of a span may be what is wrong with it.
-            let trusts_disk = attempts == 0;
-            missing = self.fetch_spans(&missing, &mut decoded, trusts_disk, deadline).await?;
+            // What is here of a span, or somebody else fetches, may be what is wrong with it.
+            let trusts_others = attempts == 0;
+            missing = self.fetch_spans(&missing, &mut decoded, trusts_others, deadline).await?;
             attempts += 1;
         }
         for (i, bytes) in &decoded {
@@ -224,7 +214,7 @@ impl SpanReader {
         self: &Arc<Self>,
         wanted: &[usize],
         decoded: &mut Vec<(usize, Proved)>,
-        trusts_disk: bool,
+        trusts_others: bool,
         deadline: Deadline,
     ) -> Result<Vec<usize>> {
         let blob = &self.layer.blob;
@@ -235,22 +225,15 @@ impl SpanReader {
         for range in &ranges {
             self.store.just_disproved(blob, *range)?;
         }
-        let (resident, here) = match trusts_disk {
-            true => self.resident_pieces(&ranges),
-            false => (Vec::new(), RangeSet::new()),
-        };
-        let requests = requests_for(&ranges, &here).into_iter();
-        let fetching: Vec<_> =
-            requests.map(|request| fetch(source, blob, request, deadline)).collect();
-        let fetched: Vec<Piece> =
-            stream::iter(fetching).buffered(REQUESTS_MAX).try_collect().await.map_err(named)?;
-        let mut pieces = [resident, fetched.clone()].concat();
-        pieces.sort_by_key(|(range, _)| range.start);
+        let mut claim = self.coming.claim();
+        let of = For::Reader(deadline);
+        let pieces = self.pieces(source, &ranges, trusts_others, &of, &mut claim).await;
+        let pieces = pieces.map_err(named)?;
         let opening: Vec<_> = wanted
             .iter()
             .copied()
             .map(|i| {
-                let (reader, stored) = (self.clone(), assemble(self.index.spans[i].blob, &pieces));
+                let (reader, stored) = (self.clone(), pieces.assemble(self.index.spans[i].blob));
                 blocking(move || Ok((i, reader.open_and_keep(i, stored))))
             })
             .collect();
@@ -262,9 +245,8 @@ impl SpanReader {
                 Ok(bytes) => decoded.push((i, bytes)),
                 Err(error) if error.kind != ErrorKind::DigestMismatch => return Err(error),
                 Err(error) => {
-                    let is_disk =
-                        span.blob.len() > here.missing(span.blob).iter().map(ByteRange::len).sum();
-                    if !is_disk && !source.distrust(blob, span.blob, Distrust::Wrong) {
+                    let is_fetched = pieces.is_fetched(span.blob);
+                    if is_fetched && !source.distrust(blob, span.blob, Distrust::Wrong) {
                         let error = error.context(source.name());
                         return Err(self.store.disproved(blob, span.blob, began, error));
                     }
@@ -273,24 +255,12 @@ impl SpanReader {
                 }
             }
         }
-        self.keep_along(wanted, fetched).await?;
+        self.keep_along(wanted, pieces).await?;
         Ok(wrong)
     }
 
-    /// What of `ranges` is on disk, although not all of a span is: neighbours share a byte. And all
-    /// that is on disk.
-    fn resident_pieces(&self, ranges: &[ByteRange]) -> (Vec<Piece>, RangeSet) {
-        let part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(part) = &*part else { return (Vec::new(), RangeSet::new()) };
-        let here = part.resident.ranges().iter();
-        let both = here.flat_map(|here| ranges.iter().map(|wanted| here.intersection(wanted)));
-        let both = both.filter(|both| !both.is_empty());
-        let read = |both| Some((both, read_exact_at(&part.file, both).ok()?.into()));
-        (both.filter_map(read).collect(), part.resident.clone())
-    }
-
     /// Whole spans that were fetched because they lie between others are kept, too.
-    async fn keep_along(self: &Arc<Self>, wanted: &[usize], fetched: Vec<Piece>) -> Result<()> {
+    async fn keep_along(self: &Arc<Self>, wanted: &[usize], pieces: Pieces) -> Result<()> {
         let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(()) };
         let along: Vec<usize> =
             (*first..*last).filter(|i| wanted.binary_search(i).is_err()).collect();
@@ -299,12 +269,10 @@ impl SpanReader {
         }
         let reader = self.clone();
         blocking(move || {
-            for i in along {
-                let span = &reader.index.spans[i];
-                let stored = assemble(span.blob, &fetched);
-                let Proof::Stored(sha256) = span.proof else { continue };
-                if let Ok(stored) = Proved::check(&Digest::Sha256(sha256), stored) {
-                    reader.keep(span.blob, &stored);
+            for i in along.into_iter().filter(|i| pieces.is_fetched(reader.range_of(*i))) {
+                if let Err(error) = reader.keep_proved(i, pieces.assemble(reader.range_of(i))) {
+                    // Whoever needs it fetches it, and tells.
+                    tracing::debug!(%error, "what came along");
                 }
             }
             Ok(())
@@ -408,23 +376,6 @@ impl SpanReader {
     }
 }
 
-/// What to ask for, so that `ranges` are here. What lies between two of them comes along, unless it
-/// is here already: no byte comes twice.
-fn requests_for(ranges: &[ByteRange], here: &RangeSet) -> Vec<ByteRange> {
-    let requests = plan::plan_fetch(ranges, here, GAP_BYTES, REQUEST_BYTES_MAX);
-    requests.into_iter().flat_map(|request| here.missing(request)).collect()
-}
-
-async fn fetch(
-    source: &Arc<dyn Source>,
-    blob: &Blob,
-    range: ByteRange,
-    deadline: Deadline,
-) -> Result<Piece> {
-    let bytes = hedge::read(source, blob, range, deadline.renewed()).await?;
-    Ok((range, bytes))
-}
-
 /// Runs what computes or reads disks on a thread that may.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -432,25 +383,6 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::new(ErrorKind::Local, format!("a read ended early: {e}")))?
-}
-
-/// The bytes of `wanted` out of pieces (by their start), which together contain them.
-fn assemble(wanted: ByteRange, pieces: &[Piece]) -> Bytes {
-    let mut out = BytesMut::new();
-    let mut at = wanted.start;
-    for (range, bytes) in pieces {
-        let both = range.intersection(&ByteRange::new(at, wanted.end));
-        if both.is_empty() {
-            continue;
-        }
-        let slice = (both.start - range.start) as usize..(both.end - range.start) as usize;
-        if both == wanted {
-            return bytes.slice(slice);
-        }
-        out.extend_from_slice(&bytes[slice]);
-        at = both.end;
-    }
-    out.freeze()
 }
 
 /// Copies what `span` (decoded) has of `tar` to its place in `out`.

@@ -2,13 +2,13 @@
 //! would have to wait for them.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{Piece, SpanReader, assemble, blocking, hedge, requests_for};
+use super::pieces::For;
+use super::{SpanReader, blocking};
 use crate::fetch::error::Result;
 use crate::fetch::proved::Proved;
 use crate::layout::Digest;
@@ -104,12 +104,12 @@ impl SpanReader {
             return Ok(true);
         }
         tokio::select! {
-            brought = self.bring(absent) => brought.map(|()| true),
+            brought = self.bring(absent, stop.clone()) => brought.map(|()| true),
             () = stop.notified() => Ok(false),
         }
     }
 
-    async fn bring(self: &Arc<Self>, spans: Vec<usize>) -> Result<()> {
+    async fn bring(self: &Arc<Self>, spans: Vec<usize>, stop: Arc<Notify>) -> Result<()> {
         let blob = &self.layer.blob;
         let ranges: Vec<ByteRange> = spans.iter().map(|&i| self.range_of(i)).collect();
         if !self.has_room(ranges.iter().map(ByteRange::len).sum()) {
@@ -120,27 +120,21 @@ impl SpanReader {
             self.store.just_disproved(blob, *range)?;
         }
         let source = self.store.source()?;
-        let (mut pieces, here) = self.resident_pieces(&ranges);
-        let mut fetched: Vec<Piece> = Vec::new();
-        for request in requests_for(&ranges, &here) {
-            let (deadline, arrived) = (self.store.deadline(), AtomicU64::new(0));
-            let bytes = hedge::collect(source, blob, request, deadline, &arrived).await?;
-            fetched.push((request, bytes));
-        }
-        pieces.extend(fetched.iter().cloned());
-        pieces.sort_by_key(|(range, _)| range.start);
-        let (reader, kept) = (self.clone(), spans.clone());
-        blocking(move || {
-            let stored = |i: usize| assemble(reader.range_of(i), &pieces);
-            kept.iter().try_for_each(|&i| reader.keep_proved(i, stored(i)))
+        let mut claim = self.coming.claim();
+        let pieces = self.pieces(source, &ranges, true, &For::Later(stop), &mut claim).await?;
+        let reader = self.clone();
+        let (spans, pieces) = blocking(move || {
+            let keep = |i: &usize| reader.keep_proved(*i, pieces.assemble(reader.range_of(*i)));
+            spans.iter().try_for_each(keep)?;
+            Ok((spans, pieces))
         })
         .await?;
-        self.keep_along(&spans, fetched).await
+        self.keep_along(&spans, pieces).await
     }
 
     /// Keeps `stored`, the bytes of span `i`, if they are right. They are decoded only where that
     /// is the proof.
-    fn keep_proved(&self, i: usize, stored: Bytes) -> Result<()> {
+    pub(super) fn keep_proved(&self, i: usize, stored: Bytes) -> Result<()> {
         let span = &self.index.spans[i];
         match span.proof {
             Proof::Stored(sha256) => {

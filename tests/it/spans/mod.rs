@@ -2,4 +2,5 @@
 //! and the decoders give is a slice of the tar, and what is here is not fetched.
 
 mod pure;
+mod reader;
 mod sample;

@@ -1,0 +1,150 @@
+//! The same through a layer's reader, whose source counts: with readers at the same time, with and
+//! without reading ahead, over two lives of the cache.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use layoutfs::fetch::cache::Cache;
+use layoutfs::fetch::layer::LayerReader;
+use layoutfs::fetch::store::{Config, Store};
+use layoutfs::fetch::{Body, BoxFuture, Deadline, Error, ErrorKind, Result, Source};
+use layoutfs::layout::range::{ByteRange, RangeSet};
+use layoutfs::layout::tree::Layer;
+use layoutfs::layout::{Blob, Digest};
+use proptest::prelude::*;
+
+use super::sample::{Read, Sample, any_read, any_sample};
+
+/// Serves one blob from memory, after some turns of the others, and counts.
+struct Memory {
+    blob: Bytes,
+    asked: Mutex<Vec<ByteRange>>,
+}
+
+impl Memory {
+    fn of(sample: &Sample) -> Arc<Self> {
+        Arc::new(Memory { blob: sample.blob.clone().into(), asked: Mutex::default() })
+    }
+
+    fn asked(&self) -> Vec<ByteRange> {
+        self.asked.lock().expect("nobody panics").clone()
+    }
+}
+
+impl Source for Memory {
+    fn read<'a>(
+        &'a self,
+        _: &'a Blob,
+        range: ByteRange,
+        _: Deadline,
+    ) -> BoxFuture<'a, Result<Body>> {
+        Box::pin(async move {
+            self.asked.lock().expect("nobody panics").push(range);
+            for _ in 0..range.start % 7 {
+                tokio::task::yield_now().await;
+            }
+            let bytes = self.blob.slice(range.start as usize..range.end as usize);
+            Ok(Body::ready(range, bytes))
+        })
+    }
+
+    fn name(&self) -> String {
+        "memory".to_owned()
+    }
+}
+
+/// A mount's reader of the layer: its memory is empty, its cache is not.
+fn reader(sample: &Sample, cache: &Path, source: Arc<Memory>) -> Arc<LayerReader> {
+    let store = Store::new(Config {
+        cache: Cache::open(cache, None).expect("a cache"),
+        layout_dir: None,
+        source: Some(source),
+        no_source: Error::new(ErrorKind::Offline, "unused"),
+        stall: Duration::from_secs(50),
+        spans_bytes_max: 30_000,
+    });
+    let digest = Digest::sha256_of(&sample.blob);
+    let layer = Layer {
+        blob: Blob { digest, size: sample.blob.len() as u64 },
+        diff_id: sample.index.diff_id,
+        media_type: String::new(),
+        annotations: BTreeMap::new(),
+    };
+    Arc::new(LayerReader::new(Arc::new(store), layer, &sample.index, None).expect("a reader"))
+}
+
+/// What a read gives.
+async fn read(reader: &Arc<LayerReader>, sample: &Sample, read: &Read) -> Result<()> {
+    let (expected, slices) = read.of(sample);
+    let mut buffer = vec![0; expected.len()];
+    for slice in slices {
+        let Some(tar) = slice.tar else { continue };
+        let bytes = reader.read(tar, Deadline::after(Duration::from_secs(50))).await?;
+        buffer[slice.buffer.start as usize..slice.buffer.end as usize].copy_from_slice(&bytes);
+    }
+    assert!(buffer == expected, "{read:?}");
+    Ok(())
+}
+
+/// The bytes of the spans that reads need.
+fn needed(sample: &Sample, reads: &[Read]) -> RangeSet {
+    let mut needed = RangeSet::new();
+    for tar in reads.iter().flat_map(|read| read.of(sample).1).filter_map(|slice| slice.tar) {
+        sample.index.spans_for(tar).for_each(|i| needed.insert(sample.index.spans[i].blob));
+    }
+    needed
+}
+
+/// All bytes that were asked for; none of them twice.
+fn once(asked: &[ByteRange]) -> RangeSet {
+    let mut all = RangeSet::new();
+    for range in asked {
+        assert_eq!(all.missing(*range), [*range], "again, of {asked:?}");
+        all.insert(*range);
+    }
+    all
+}
+
+/// Reads in lives of a mount, some at the same time in each.
+fn run(sample: &Sample, lives: &[Vec<Vec<Read>>], is_ahead: bool) {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    let runtime = threads.worker_threads(2).enable_all().build().expect("threads");
+    let cache = tempfile::tempdir().expect("a directory");
+    let source = Memory::of(sample);
+    for life in lives {
+        // Without a runtime around it, a reader does not read ahead.
+        let _inside = is_ahead.then(|| runtime.enter());
+        let reader = reader(sample, cache.path(), source.clone());
+        for together in life {
+            let reads = together.iter().map(|one| read(&reader, sample, one));
+            runtime.block_on(try_join_all(reads)).expect("right bytes");
+        }
+    }
+    // What is ahead of a reader ends with it.
+    drop(runtime);
+    let asked = once(&source.asked());
+    let reads: Vec<Read> = lives.iter().flatten().flatten().copied().collect();
+    let needed = needed(sample, &reads);
+    assert!(needed.ranges().iter().all(|range| asked.contains(*range)), "{asked:?}");
+    assert!(is_ahead || asked == needed, "asked for {asked:?}, needed {needed:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn reads_are_slices_of_the_tar_and_fetch_what_is_missing_once(
+        sample in any_sample(),
+        lives in prop::collection::vec(
+            prop::collection::vec(prop::collection::vec(any_read(), 1..6), 1..5),
+            1..3,
+        ),
+        is_ahead in any::<bool>(),
+    ) {
+        run(&sample, &lives, is_ahead);
+    }
+}
