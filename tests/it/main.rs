@@ -43,3 +43,4 @@ mod tables;
 mod tidy;
 mod tls;
 mod traces;
+mod writers;

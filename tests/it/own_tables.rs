@@ -62,7 +62,7 @@ fn sparse(registry: &Registry, image: &Image, tag: &str) -> (Arc<Room>, String) 
 }
 
 /// Every regular file's content by its path, and where links lead.
-fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let (mut found, mut folders) = (BTreeMap::new(), vec![root.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("a directory").map(Result::unwrap) {
