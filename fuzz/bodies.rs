@@ -85,7 +85,7 @@ fn index_of(entries: Vec<Entry>, tar_size: u64) -> LayerIndex {
     let span = Span { blob: whole, tar: whole, skip: 0, codec: Codec::Stored, proof };
     let spans = if tar_size == 0 { vec![] } else { vec![span] };
     let (origin, diff_id, windows) = (Origin::OnePass, Digest::sha256_of(b""), Vec::new());
-    LayerIndex { origin, diff_id, tar_size, entries, spans, windows }
+    LayerIndex { origin, artifact: None, diff_id, tar_size, entries, spans, windows }
 }
 
 /// A layer does not depend on how its blob arrives; its spans decode alone to the same bytes; its

@@ -3,7 +3,7 @@
 use futures_util::{StreamExt as _, stream};
 
 use super::context::{Context, OpenImage};
-use super::index_choice::{bring_missing, hint};
+use super::index_choice::{bring_missing, bring_ztocs, hint};
 use super::units::size;
 use crate::fetch::how::How;
 use crate::fetch::{Error, ErrorKind, Result, tables};
@@ -39,6 +39,7 @@ pub fn announce(
     }
     bring_missing(context, open)?;
     let layers = open.image.layers()?;
+    bring_ztocs(context, open, &layers);
     read_tables(context, open, &layers)?;
     let mut hows = Vec::with_capacity(layers.len());
     for (number, layer) in layers.iter().enumerate() {

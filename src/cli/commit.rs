@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::context::{Context, OpenImage, absolute, print_json};
-use super::index_choice::bring_missing;
+use super::index_choice::{bring_missing, bring_ztocs};
 use super::rootless;
 use super::units::size;
 use crate::fetch::image::{Image, Selected, document};
@@ -100,6 +100,7 @@ pub fn run(context: &Context, args: &args::Commit) -> Result<()> {
     };
     let base = context.open(&args.base)?;
     bring_missing(context, &base)?;
+    bring_ztocs(context, &base, &base.image.layers()?);
     let commission = Commission {
         upper: &absolute(&args.upper)?,
         base: &base,

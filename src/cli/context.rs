@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::args::Options;
 use super::background::Starter;
+use super::index_choice::IndexChoice;
 use super::sources;
 use crate::fetch::auth::keychain::KeychainConfig;
 use crate::fetch::cache::Cache;
@@ -264,6 +265,7 @@ impl Context {
             no_source,
             stall: self.options.deadline,
             spans_bytes_max: SPANS_BYTES_MAX,
+            own_indexes_only: self.options.index == IndexChoice::Off,
         })))
     }
 

@@ -3,13 +3,16 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::args::Options;
 use super::context::{Context, OpenImage};
 use super::sources;
 use crate::fetch::how::How;
-use crate::fetch::shared_index;
-use crate::fetch::{Deadline, Error, ErrorKind, Result};
+use crate::fetch::shared_index::{self, Fetched};
+use crate::fetch::{Deadline, Error, ErrorKind, Result, tables};
 use crate::layout::Digest;
+use crate::layout::index::LayerIndex;
 use crate::layout::reference::Reference;
+use crate::layout::soci::manifest::index_of;
 use crate::layout::tree::Layer;
 
 /// How long may be spent on a hint: enough for a registry far away, and a token.
@@ -102,12 +105,21 @@ pub fn bring(context: &Context, open: &OpenImage, layers: &[Layer]) -> Result<Br
     let deadline = Deadline::after(context.options.deadline);
     let found = first_that_has(context, &places, async |registry| {
         let found = shared_index::artifact(registry, artifact, &image, deadline.renewed()).await?;
-        shared_index::fetch(registry, &found, &missing, deadline.renewed()).await
+        let all = shared_index::fetch(registry, &found, &missing, deadline.renewed()).await?;
+        // SOCI has no words for some layers, and says so or does not.
+        let may_refuse = |error: &Error| found.is_soci() && error.kind == ErrorKind::Invalid;
+        let is_fatal = |error: &&Error| !may_refuse(error);
+        match all.iter().filter_map(|one| one.index.as_ref().err()).find(is_fatal) {
+            Some(error) => Err(error.clone()),
+            None => Ok(all),
+        }
     });
-    let indexes = found.map_err(|e| e.context(format!("--index {artifact}")))?;
+    let fetched = found.map_err(|e| e.context(format!("--index {artifact}")))?;
+    let indexes = usable(&fetched);
     let lacking = missing.len() - indexes.len();
-    let saved: Result<()> =
-        indexes.iter().try_for_each(|(layer, index)| cache.save_index(layer, index));
+    let saved: Result<()> = indexes
+        .iter()
+        .try_for_each(|(layer, index)| cache.save_named_index(&layer.blob.digest, artifact, index));
     let (saved, trouble) = match saved {
         Ok(()) => (indexes.len(), None),
         Err(trouble) => (0, Some(trouble)),
@@ -117,6 +129,60 @@ pub fn bring(context: &Context, open: &OpenImage, layers: &[Layer]) -> Result<Br
          {lacking}"
     ));
     Ok(Brought { saved, lacking, trouble })
+}
+
+/// Brings the zTOCs that the image's manifest leads to, of layers of which nothing else is known. What
+/// is wrong with one is told, and its layer read as without it.
+pub fn bring_ztocs(context: &Context, open: &OpenImage, layers: &[Layer]) {
+    let Options { index, offline, .. } = &context.options;
+    if *offline || *index == IndexChoice::Off {
+        return;
+    }
+    if let Err(error) = index_of(&open.image.manifest) {
+        tracing::warn!("the SOCI index that the manifest names is not used: {error}");
+    }
+    let wanting = tables::want_ztocs(&open.store, layers);
+    let Some(index) = wanting.first().and_then(|layer| layer.soci_index) else { return };
+    let fetched = places(context, open).and_then(|places| {
+        let (image, deadline) =
+            (open.image.descriptor.blob.digest, Deadline::after(context.options.deadline));
+        first_that_has(context, &places, async |registry| {
+            let found =
+                shared_index::artifact(registry, &index, &image, deadline.renewed()).await?;
+            if !found.is_soci_v2() {
+                let message = "it is not a SOCI index of version 2";
+                return Err(Error::new(ErrorKind::Invalid, message));
+            }
+            shared_index::fetch(registry, &found, &wanting, deadline.renewed()).await
+        })
+    });
+    match fetched {
+        Ok(fetched) => {
+            for (layer, index) in usable(&fetched) {
+                if let Err(trouble) = tables::save_soci(&open.store, layer, index) {
+                    open.store.cache().tell_trouble(&trouble);
+                }
+            }
+        }
+        Err(error) => {
+            tracing::warn!("the SOCI index {index} that the manifest names is not used: {error}");
+        }
+    }
+}
+
+/// The indexes that can be used; of the others the log has why not.
+fn usable(fetched: &[Fetched]) -> Vec<(&Layer, &LayerIndex)> {
+    let mut usable = Vec::new();
+    for Fetched { layer, index } in fetched {
+        match index {
+            Ok(index) => usable.push((layer, index)),
+            Err(error) => {
+                let digest = layer.blob.digest.short();
+                tracing::warn!("layer {digest}: its SOCI zTOC is not used: {error}");
+            }
+        }
+    }
+    usable
 }
 
 /// With `--index auto`, says what the first source has, if a layer is to be fetched whole for want of

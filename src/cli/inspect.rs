@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args;
 use super::context::{Context, OpenImage, print_json};
-use super::index_choice::bring_missing;
+use super::index_choice::{bring_missing, bring_ztocs};
 use super::progress;
 use super::sources;
 use super::units::size;
@@ -152,6 +152,7 @@ fn summarise(open: &OpenImage, number: usize, layer: &Layer) -> Result<LayerSumm
 fn path_summary(context: &Context, open: &OpenImage, path: &str) -> Result<()> {
     bring_missing(context, open)?;
     let layers = open.image.layers()?;
+    bring_ztocs(context, open, &layers);
     let (kind, policy) = (ViewKind::Rootfs, context.options.verify);
     let blobs: Vec<_> = layers.iter().map(|l| l.blob).collect();
     let build = images::build(&open.store, &open.image, kind, policy);

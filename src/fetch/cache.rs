@@ -6,6 +6,7 @@
 //! <dir>/v1/blobs/<alg>/<hex>.<size>.map   which of them are resident (`start end` a line)
 //! <dir>/v1/blobs/<alg>/<hex>.lock    held by the one process that streams the blob
 //! <dir>/v1/indexes/<alg>-<hex>       the `LayerIndex` of the layer blob of that digest, sealed
+//! <dir>/v1/indexes/<alg>-<hex>.named one of others, and the artifact that somebody named (`index_files.rs`)
 //! <dir>/v1/decoded/<alg>-<hex>       an uncompressed layer, by DiffID, proved before it got this name
 //! <dir>/v1/decoded/<alg>-<hex>.sums  sha256 of each of its pieces (`decoded.rs`), sealed
 //! <dir>/v1/layouts/<host>/...        sparse layouts made for `docker://` images
@@ -26,19 +27,15 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 
 use super::decoded::{Decoded, PIECE_BYTES};
-use super::error::{Error, ErrorKind, Result};
+use super::error::{Error, Result};
 use super::room::Room;
 use super::seal::{SEAL_BYTES, opened, seal};
-use crate::layout::index::{LayerIndex, saved};
 use crate::layout::range::{ByteRange, RangeSet};
 use crate::layout::{Blob, Digest};
 
 /// A residency map line is under 42 bytes; a map beyond this is not ours (a 1 TiB blob in 1 MiB
 /// spans needs 42 MB).
 const MAP_BYTES_MAX: u64 = 64 << 20;
-
-/// A saved index beyond this is not read: 2^20 entries need about 200 MB.
-const INDEX_BYTES_MAX: u64 = 1 << 30;
 
 /// One step of copying a blob.
 const COPY_BYTES: u64 = 4 << 20;
@@ -96,7 +93,7 @@ impl Cache {
         self.root.join("blobs").join(digest.algorithm()).join(digest.hex())
     }
 
-    fn keyed(&self, directory: &str, digest: &Digest) -> PathBuf {
+    pub(super) fn keyed(&self, directory: &str, digest: &Digest) -> PathBuf {
         self.root.join(directory).join(format!("{}-{}", digest.algorithm(), digest.hex()))
     }
 
@@ -280,44 +277,6 @@ impl Cache {
         }
     }
 
-    /// The saved index of a layer blob. A damaged one, or one of another version, counts as absent
-    /// and is removed.
-    pub fn load_index(&self, digest: &Digest) -> Option<LayerIndex> {
-        self.found(self.read_index(digest))
-    }
-
-    fn read_index(&self, digest: &Digest) -> Result<Option<LayerIndex>> {
-        let path = self.keyed("indexes", digest);
-        let failed = |e: &io::Error| Error::local(format!("cannot read {}", path.display()), e);
-        let Some(file) = open_existing(&path).map_err(|e| failed(&e))? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        file.take(INDEX_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
-        match opened_index(digest, &bytes) {
-            Ok(index) => Ok(Some(index)),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "discarding a saved index");
-                let _ = std::fs::remove_file(&path);
-                Ok(None)
-            }
-        }
-    }
-
-    /// Saves the index of a layer blob whose digest and DiffID were both proved.
-    ///
-    /// # Errors
-    /// Local trouble.
-    pub fn save_index(&self, digest: &Digest, index: &LayerIndex) -> Result<()> {
-        let mut file = self.temporary("indexes")?;
-        let encoded = saved::encode(index)?;
-        if !self.make_room(encoded.len() as u64) {
-            return Err(Error::new(ErrorKind::Local, "no room for an index within --cache-limit"));
-        }
-        file.write_all(&encoded)
-            .and_then(|()| file.write_all(&seal("index", digest, checksum(&encoded))))
-            .map_err(|e| Error::local("cannot write a layer index", &e))?;
-        persist(file, &self.keyed("indexes", digest))
-    }
-
     /// Makes a file; its directory first, if somebody has removed the whole cache.
     fn in_folders<T>(&self, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match make() {
@@ -330,7 +289,7 @@ impl Cache {
     }
 
     /// Locked as long as it is open: what a crash leaves is told from what somebody writes.
-    fn temporary(&self, directory: &str) -> Result<tempfile::NamedTempFile> {
+    pub(super) fn temporary(&self, directory: &str) -> Result<tempfile::NamedTempFile> {
         let directory = self.root.join(directory);
         let make = || tempfile::Builder::new().prefix(".new-").tempfile_in(&directory);
         let made = self.in_folders(make);
@@ -386,7 +345,7 @@ pub(super) fn note_used(file: &File) {
     let _ = file.set_times(std::fs::FileTimes::new().set_accessed(SystemTime::now()));
 }
 
-fn open_existing(path: &Path) -> io::Result<Option<File>> {
+pub(super) fn open_existing(path: &Path) -> io::Result<Option<File>> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -411,24 +370,6 @@ fn open_sized(path: &Path, size: u64) -> Result<Option<File>> {
     // the last change, which tells whether somebody wrote to a file since it was proved.
     note_used(&file);
     Ok(Some(file))
-}
-
-/// The sum at the end of an encoded index: it stands for the whole.
-fn checksum(encoded: &[u8]) -> &[u8] {
-    encoded.last_chunk::<32>().map_or(encoded, |sum| sum)
-}
-
-fn opened_index(
-    digest: &Digest,
-    sealed: &[u8],
-) -> std::result::Result<LayerIndex, crate::layout::Error> {
-    let (encoded, found) = sealed.split_at(sealed.len().saturating_sub(SEAL_BYTES));
-    let index = saved::decode(encoded)?;
-    if seal("index", digest, checksum(encoded)) != found {
-        let reason = "it is another blob's, or is not sealed".to_owned();
-        return Err(crate::layout::Error::SavedIndex(reason));
-    }
-    Ok(index)
 }
 
 /// Lines that do not parse end the map: a crash can tear only its last line.
@@ -461,7 +402,7 @@ fn publish(file: &File, from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|e| failed(&e))
 }
 
-fn persist(file: tempfile::NamedTempFile, to: &Path) -> Result<()> {
+pub(super) fn persist(file: tempfile::NamedTempFile, to: &Path) -> Result<()> {
     let failed = |e: &io::Error| Error::local(format!("cannot publish {}", to.display()), e);
     file.as_file().sync_data().map_err(|e| failed(&e))?;
     file.persist(to).map_err(|e| failed(&e.error))?;

@@ -332,7 +332,10 @@ fn classify(directory: &str, name: &str) -> Option<(ItemKind, String)> {
         };
         return Some((kind, format!("{algorithm}:{hex}")));
     }
-    let kind = if directory == "indexes" { ItemKind::Index } else { ItemKind::Decoded };
+    let (kind, name) = match directory {
+        "indexes" => (ItemKind::Index, name.strip_suffix(".named").unwrap_or(name)),
+        _ => (ItemKind::Decoded, name),
+    };
     let digest = name.replacen('-', ":", 1);
     digest.parse::<Digest>().ok().map(|_| (kind, digest))
 }

@@ -15,6 +15,8 @@ pub enum How {
     Local,
     /// A pass has made an index, so only the spans that are read are fetched.
     OwnIndex,
+    /// The same, by an index that somebody named: it came from elsewhere.
+    SharedIndex,
     /// The same, by the table of contents in an eStargz layer.
     Estargz,
     /// The same, by the table of contents in a `zstd:chunked` layer.
@@ -41,23 +43,25 @@ impl How {
         let Some(index) = tables::saved_index(store, layer) else {
             return Ok(if local { How::OnePassLocal } else { How::OnePass });
         };
-        let decoded = cache.open_decoded(&layer.diff_id, index.tar_size).is_some();
-        Ok(match (local || decoded, is_seekable(&index.spans)) {
-            (true, _) => How::Local,
-            (false, true) => match index.origin {
-                Origin::OnePass => How::OwnIndex,
-                Origin::EStargz => How::Estargz,
-                Origin::ZstdChunked => How::ZstdChunked,
-                Origin::Soci => How::Soci,
-            },
-            (false, false) => How::WholeOnFirstRead,
+        let decoded = || cache.open_decoded(&layer.diff_id, index.tar_size).is_some();
+        Ok(match (is_seekable(&index.spans), index.origin, index.artifact) {
+            _ if local => How::Local,
+            // Whoever can read spans does, and does not look for a decoded file.
+            (true, Origin::Soci, _) => How::Soci,
+            (true, _, Some(_)) => How::SharedIndex,
+            (true, Origin::OnePass, None) => How::OwnIndex,
+            (true, Origin::EStargz, None) => How::Estargz,
+            (true, Origin::ZstdChunked, None) => How::ZstdChunked,
+            (false, ..) if decoded() => How::Local,
+            (false, ..) => How::WholeOnFirstRead,
         })
     }
 
     /// Reading needs no more of the layer than what is read.
     pub fn is_lazy(self) -> bool {
         match self {
-            How::Local | How::OwnIndex | How::Estargz | How::ZstdChunked | How::Soci => true,
+            How::Local | How::OwnIndex | How::SharedIndex => true,
+            How::Estargz | How::ZstdChunked | How::Soci => true,
             How::WholeOnFirstRead | How::OnePass | How::OnePassLocal => false,
         }
     }
@@ -67,6 +71,7 @@ impl How {
         match self {
             How::Local => "local".to_owned(),
             How::OwnIndex => "lazy, by own index".to_owned(),
+            How::SharedIndex => "lazy, by shared index".to_owned(),
             How::Estargz => "lazy, by eStargz".to_owned(),
             How::ZstdChunked => "lazy, by zstd:chunked".to_owned(),
             How::Soci => "lazy, by SOCI".to_owned(),

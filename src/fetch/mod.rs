@@ -20,6 +20,7 @@ pub mod http;
 pub mod hydrate;
 pub mod image;
 pub mod in_place;
+mod index_files;
 pub mod kaniko;
 pub mod layer;
 pub mod layer_file;

@@ -13,13 +13,15 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use super::first_pass::{self, Keep};
 use super::registry::tries::Tries;
 use super::registry::{Attached, Registry};
+use super::span_reader::blocking;
 use super::store::Store;
 use super::{Deadline, Error, ErrorKind, Result, Source as _, tables};
 use crate::layout::index::{LayerIndex, saved};
-use crate::layout::oci::Descriptor;
 use crate::layout::oci::referrer::{self, INDEX_ARTIFACT, IndexArtifact, LayerIndexBlob};
+use crate::layout::oci::{Descriptor, Manifest};
+use crate::layout::soci::manifest::{ARTIFACT_TYPE_V1, SociIndex, Version};
 use crate::layout::tree::Layer;
-use crate::layout::{Blob, Digest};
+use crate::layout::{Blob, Digest, soci};
 
 /// The largest index of one layer that is fetched. Ours have 0.6 % of their layer, so that this is
 /// one of 40 GB.
@@ -31,8 +33,43 @@ const INDEXES_BYTES_MAX: u64 = 1 << 30;
 /// Indexes that are fetched, or pushed, at a time: each is one request, and most are small.
 const AT_ONCE: usize = 4;
 
-/// One layer's index, and the layer as it is stored.
-pub type Indexed = (Digest, LayerIndex);
+/// What was fetched of one layer.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The layer.
+    pub layer: Layer,
+    /// Its index; why it cannot be used.
+    pub index: Result<LayerIndex>,
+}
+
+/// What somebody can name: indexes of an image's layers.
+#[derive(Debug)]
+pub enum Artifact {
+    /// As we push them.
+    Own(IndexArtifact),
+    /// SOCI's, of either version.
+    Soci(SociIndex),
+}
+
+impl Artifact {
+    /// Its indexes are zTOCs.
+    pub fn is_soci(&self) -> bool {
+        matches!(self, Artifact::Soci(_))
+    }
+
+    /// They are, and the image's manifest is to name it.
+    pub fn is_soci_v2(&self) -> bool {
+        matches!(self, Artifact::Soci(soci) if soci.version == Version::V2)
+    }
+
+    /// The index of a layer as it is stored, if it is in it.
+    fn index_of(&self, layer: &Digest) -> Option<Blob> {
+        match self {
+            Artifact::Own(own) => own.layers.iter().find(|l| l.layer == *layer).map(|l| l.index),
+            Artifact::Soci(soci) => soci.ztoc_of(layer).map(|ztoc| ztoc.ztoc),
+        }
+    }
+}
 
 /// Indexes in a registry.
 #[derive(Debug)]
@@ -57,11 +94,10 @@ pub fn unknown<'a>(store: &Store, layers: &'a [Layer]) -> Vec<&'a Layer> {
 /// # Errors
 /// As [`first_pass::run`].
 pub async fn made(store: &Arc<Store>, layer: &Layer) -> Result<Option<(LayerIndex, bool)>> {
-    let saved = store.cache().load_index(&layer.blob.digest);
-    if let Some(index) = saved.filter(|index| index.diff_id == layer.diff_id) {
+    if let Some(index) = tables::shareable_index(store, layer) {
         return Ok(Some((index, false)));
     }
-    let brings_table = tables::saved_index(store, layer).is_some()
+    let brings_table = tables::saved_table(store, layer).is_some()
         || matches!(tables::own_table(store, layer).await, Ok(Some(_)));
     if brings_table {
         return Ok(None);
@@ -69,8 +105,8 @@ pub async fn made(store: &Arc<Store>, layer: &Layer) -> Result<Option<(LayerInde
     Ok(Some((first_pass::run(store, layer, Keep::WhatHelps).await?.index, true)))
 }
 
-/// The artifacts with indexes that `registry` lists for the image whose manifest is `image`. Anybody
-/// who may push there can have put them there.
+/// The artifacts with indexes that `registry` lists for the image whose manifest is `image`: ours, and
+/// SOCI's where there is none of ours. Anybody who may push there can have put them there.
 ///
 /// # Errors
 /// As [`Registry::referrers`].
@@ -79,7 +115,11 @@ pub async fn listed(
     image: &Digest,
     deadline: Deadline,
 ) -> Result<Vec<Descriptor>> {
-    registry.referrers(image, Some(INDEX_ARTIFACT), deadline).await
+    let own = registry.referrers(image, Some(INDEX_ARTIFACT), deadline).await?;
+    match own.is_empty() {
+        true => registry.referrers(image, Some(ARTIFACT_TYPE_V1), deadline).await,
+        false => Ok(own),
+    }
 }
 
 /// The artifact that `digest` names, if it is of the image whose manifest is `image`.
@@ -92,7 +132,7 @@ pub async fn artifact(
     digest: &Digest,
     image: &Digest,
     deadline: Deadline,
-) -> Result<IndexArtifact> {
+) -> Result<Artifact> {
     let mut tries = Tries::new(deadline);
     let manifest = loop {
         match registry.manifest(&digest.to_string(), tries.deadline()).await {
@@ -105,53 +145,80 @@ pub async fn artifact(
             Err(error) => tries.again(error).await?,
         }
     };
-    let artifact = IndexArtifact::parse(&format!("artifact {digest}"), &manifest.bytes)?;
-    let subject = artifact.subject.blob.digest;
-    if subject != *image {
-        let message = format!("its indexes are of the image {subject}, and this image is {image}");
-        return Err(Error::new(ErrorKind::Invalid, message));
+    let name = format!("artifact {digest}");
+    let blob = Blob { digest: *digest, size: manifest.bytes.len() as u64 };
+    let (artifact, subject) = match is_soci(&name, &manifest.bytes)? {
+        true => {
+            let index = SociIndex::parse(&blob, &manifest.bytes)?;
+            let subject = index.subject.as_ref().map(|subject| subject.blob.digest);
+            (Artifact::Soci(index), subject)
+        }
+        false => {
+            let artifact = IndexArtifact::parse(&name, &manifest.bytes)?;
+            let subject = artifact.subject.blob.digest;
+            (Artifact::Own(artifact), Some(subject))
+        }
+    };
+    match subject.filter(|subject| subject != image) {
+        None => Ok(artifact),
+        Some(other) => {
+            let message =
+                format!("its indexes are of the image {other}, and this image is {image}");
+            Err(Error::new(ErrorKind::Invalid, message))
+        }
     }
-    Ok(artifact)
+}
+
+fn is_soci(name: &str, manifest: &[u8]) -> Result<bool> {
+    let manifest = Manifest::parse(name, manifest)?;
+    Ok(Version::of(&manifest.config.media_type).is_some())
 }
 
 /// The indexes in `artifact` of those `layers` that it has, each checked against its layer as far as
-/// that can be without reading it: DiffID, and no span beyond the layer's end. Nothing is saved.
+/// that can be without reading it: DiffID (which a zTOC does not have), and no span beyond the layer's
+/// end. Nothing is saved.
+///
+/// Of a layer: [`ErrorKind::DigestMismatch`] for other bytes; [`ErrorKind::Invalid`] for an index that
+/// is too large, of another version, damaged, or another layer's; and what requests fail with.
 ///
 /// # Errors
-/// [`ErrorKind::DigestMismatch`] for other bytes; [`ErrorKind::Invalid`] for an index that is too
-/// large, of another version, damaged, or another layer's; and what requests fail with.
+/// [`ErrorKind::Invalid`]: all of them together are too large.
 pub async fn fetch(
     registry: &Registry,
-    artifact: &IndexArtifact,
+    artifact: &Artifact,
     layers: &[&Layer],
     deadline: Deadline,
-) -> Result<Vec<Indexed>> {
-    let found = |layer: &&Layer| {
-        let mut all = artifact.layers.iter();
-        all.find(|one| one.layer == layer.blob.digest).map(|one| (one.index, (*layer).clone()))
-    };
+) -> Result<Vec<Fetched>> {
+    let found = |layer: &&Layer| Some((artifact.index_of(&layer.blob.digest)?, (*layer).clone()));
     let wanted: Vec<(Blob, Layer)> = layers.iter().filter_map(found).collect();
     let bytes = wanted.iter().fold(0, |sum: u64, (index, _)| sum.saturating_add(index.size));
     if bytes > INDEXES_BYTES_MAX {
         let message = format!("indexes of {bytes} bytes, expected at most {INDEXES_BYTES_MAX}");
         return Err(Error::new(ErrorKind::Invalid, message));
     }
-    futures_util::stream::iter(wanted)
-        .map(|(index, layer)| async move {
-            let named = |e: Error| e.context(format!("index of layer {}", layer.blob.digest));
-            let bytes = fetch_blob(registry, &index, deadline.renewed()).await.map_err(named)?;
-            let read = {
-                let layer = layer.clone();
-                move || checked(&bytes, &layer)
-            };
-            let index = tokio::task::spawn_blocking(read)
-                .await
-                .map_err(|e| Error::new(ErrorKind::Local, format!("a check ended early: {e}")))?;
-            Ok((layer.blob.digest, index.map_err(named)?))
-        })
-        .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await
+    let is_soci = artifact.is_soci();
+    let fetching = futures_util::stream::iter(wanted).map(|(index, layer)| async move {
+        let fetched = fetch_one(registry, &index, &layer, is_soci, deadline.renewed()).await;
+        let named = |e: Error| e.context(format!("index of layer {}", layer.blob.digest));
+        Fetched { index: fetched.map_err(named), layer }
+    });
+    Ok(fetching.buffer_unordered(AT_ONCE).collect().await)
+}
+
+async fn fetch_one(
+    registry: &Registry,
+    index: &Blob,
+    layer: &Layer,
+    is_soci: bool,
+    deadline: Deadline,
+) -> Result<LayerIndex> {
+    let bytes = fetch_blob(registry, index, deadline).await?;
+    let layer = layer.clone();
+    blocking(move || match is_soci {
+        true => Ok(soci::parse_ztoc(&bytes, layer.blob.size, layer.diff_id)?),
+        false => checked(&bytes, &layer),
+    })
+    .await
 }
 
 async fn fetch_blob(registry: &Registry, blob: &Blob, deadline: Deadline) -> Result<Bytes> {
@@ -243,6 +310,7 @@ mod tests {
             diff_id,
             media_type: "tar".to_owned(),
             annotations: BTreeMap::new(),
+            soci_index: None,
         };
         assert_eq!(checked(&bytes, &layer(diff_id, 1024)).unwrap(), index);
         for (layer, words) in [

@@ -247,7 +247,7 @@ impl SpanReader {
                 Err(error) => {
                     let is_fetched = pieces.is_fetched(span.blob);
                     if is_fetched && !source.distrust(blob, span.blob, Distrust::Wrong) {
-                        let error = error.context(source.name());
+                        let error = self.doubted(error.context(source.name()));
                         return Err(self.store.disproved(blob, span.blob, began, error));
                     }
                     tracing::warn!(%error, "trying a span once more");
@@ -293,7 +293,20 @@ impl SpanReader {
             |e: Error| e.context(format!("layer {}, bytes {}", self.layer.blob.digest, span.blob));
         let window = self.index.window(span);
         let window = window.map_err(|e| named(Error::new(ErrorKind::Invalid, e)))?;
-        Proved::decode(span, &window, stored).map_err(named)
+        let decoded = Proved::decode(span, &window, stored).map_err(named);
+        // Right bytes that do not decode: nobody but the index can be wrong.
+        decoded.map_err(|e| if e.kind == ErrorKind::Invalid { self.doubted(e) } else { e })
+    }
+
+    /// An error that may be the fault of an index from elsewhere: says which, and the way out.
+    fn doubted(&self, error: Error) -> Error {
+        let Some(artifact) = self.index.artifact else { return error };
+        let message = format!(
+            "{}; or the index is wrong by which this layer is read, that of artifact {artifact}: \
+             --index off reads the layer without it",
+            error.message
+        );
+        Error { message, ..error }
     }
 
     /// The span from a local file, if it is there and right. Wrong or unreadable bytes are named in
@@ -312,6 +325,7 @@ impl SpanReader {
             None => Ok(None),
         });
         match checked {
+            Err(error) if error.kind == ErrorKind::Invalid => Err(error),
             Err(error) => {
                 tracing::warn!(%error, "local bytes are damaged, fetching them again");
                 if is_cached {

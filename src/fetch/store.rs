@@ -67,6 +67,8 @@ pub struct Config {
     pub stall: Duration,
     /// Bytes of decoded spans kept in memory.
     pub spans_bytes_max: usize,
+    /// Layers are not read by indexes that are neither ours nor in the layers themselves.
+    pub own_indexes_only: bool,
 }
 
 /// Whoever reads an arrival holds it: one that only this map holds is one that nobody reads.
@@ -108,6 +110,11 @@ impl Store {
     /// The cache.
     pub fn cache(&self) -> &Cache {
         &self.config.cache
+    }
+
+    /// Whether an index may be used that is neither ours nor in its layer itself.
+    pub fn uses_indexes_of_others(&self) -> bool {
+        !self.config.own_indexes_only
     }
 
     /// A number that no other reader of this store has.

@@ -1,9 +1,13 @@
 //! What is known of a layer without reading it: an index in the cache, or the layer's own table.
 //!
+//! Of several indexes the first of these counts: that of a pass of ours, which was proved; the one
+//! in an artifact that somebody named; the layer's own table; the zTOC that the manifest leads to.
+//!
 //! A table of contents is used when the layer's descriptor names its digest: whoever trusts the
 //! manifest can trust it. It is saved under the blob *and* the annotations, because another manifest
 //! may name another table for the same blob, and may lie.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::error::{Error, ErrorKind, Result};
@@ -11,15 +15,68 @@ use super::hedge;
 use super::span_reader::blocking;
 use super::store::Store;
 use crate::layout::Digest;
-use crate::layout::index::LayerIndex;
+use crate::layout::index::{LayerIndex, Origin};
 use crate::layout::range::ByteRange;
 use crate::layout::toc::{self, Location, Place};
 use crate::layout::tree::Layer;
 
 /// The index of `layer` that the cache has, whoever made it.
 pub fn saved_index(store: &Store, layer: &Layer) -> Option<LayerIndex> {
-    let load = |key: &Digest| store.cache().load_index(key).filter(|i| i.diff_id == layer.diff_id);
-    load(&layer.blob.digest).or_else(|| load(&table_key(layer)?))
+    load(store, layer, &layer.blob.digest)
+        .or_else(|| named_index(store, layer))
+        .or_else(|| saved_table(store, layer))
+        .or_else(|| saved_soci(store, layer))
+}
+
+/// The index of `layer` in an artifact that somebody named.
+fn named_index(store: &Store, layer: &Layer) -> Option<LayerIndex> {
+    let named = || store.cache().load_named_index(&layer.blob.digest);
+    let index = store.uses_indexes_of_others().then(named)??;
+    (index.diff_id == layer.diff_id).then_some(index)
+}
+
+/// The index of `layer` that can be shared with those who name it: what a pass has found, here or
+/// where it came from.
+pub fn shareable_index(store: &Store, layer: &Layer) -> Option<LayerIndex> {
+    let is_of_pass = |index: &LayerIndex| index.origin == Origin::OnePass;
+    load(store, layer, &layer.blob.digest).or_else(|| named_index(store, layer)).filter(is_of_pass)
+}
+
+/// The index of the table of contents that `layer` brings, if it was read before.
+pub fn saved_table(store: &Store, layer: &Layer) -> Option<LayerIndex> {
+    load(store, layer, &table_key(layer)?)
+}
+
+fn saved_soci(store: &Store, layer: &Layer) -> Option<LayerIndex> {
+    let key = soci_key(layer).filter(|_| store.uses_indexes_of_others())?;
+    let index = load(store, layer, &key)?;
+    Some(LayerIndex { artifact: layer.soci_index, ..index })
+}
+
+fn load(store: &Store, layer: &Layer, key: &Digest) -> Option<LayerIndex> {
+    store.cache().load_index(key).filter(|index| index.diff_id == layer.diff_id)
+}
+
+/// Layers of which a zTOC would be of use, each once: nothing is known of them, they bring no table
+/// of their own, and they are not here (then a pass tells more, for no request).
+pub fn want_ztocs<'a>(store: &Store, layers: &'a [Layer]) -> Vec<&'a Layer> {
+    let mut seen = HashSet::new();
+    let wants = |layer: &&Layer| {
+        layer.soci_index.is_some()
+            && seen.insert(layer.blob.digest)
+            && table_key(layer).is_none()
+            && saved_index(store, layer).is_none()
+            && store.open_local(&layer.blob).is_ok_and(|local| local.is_none())
+    };
+    layers.iter().filter(wants).collect()
+}
+
+/// Keeps the index that a zTOC of `layer` made, for images that name the same SOCI index.
+///
+/// # Errors
+/// Local trouble.
+pub fn save_soci(store: &Store, layer: &Layer, index: &LayerIndex) -> Result<()> {
+    soci_key(layer).map_or(Ok(()), |key| store.cache().save_index(&key, index))
 }
 
 /// The index of a layer that brings a table of contents, which is read and saved. `None`: it brings
@@ -85,6 +142,12 @@ fn table_key(layer: &Layer) -> Option<Digest> {
     Some(Digest::sha256_of(key.as_bytes()))
 }
 
+/// What the index by a zTOC is saved under; `None` if the image names no SOCI index.
+fn soci_key(layer: &Layer) -> Option<Digest> {
+    let key = |soci| format!("{}\nsoci {soci}", layer.blob.digest);
+    layer.soci_index.map(|soci| Digest::sha256_of(key(soci).as_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +161,7 @@ mod tests {
             diff_id: digest,
             media_type: String::new(),
             annotations: annotations.iter().map(owned).collect(),
+            soci_index: None,
         }
     }
 

@@ -65,7 +65,7 @@ fn advice(kind: ErrorKind) -> &'static str {
         }
         ErrorKind::DigestMismatch | ErrorKind::Invalid => {
             "the source has other bytes than the image names: push the image again, or mount with \
-             --source of another registry"
+             --source of another registry; or an index from elsewhere is wrong: mount with --index off"
         }
         ErrorKind::Protocol => {
             "a proxy may stand in the way: mount with --source of another registry"

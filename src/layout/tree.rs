@@ -34,6 +34,8 @@ pub struct Layer {
     pub media_type: String,
     /// Annotations of the layer's descriptor.
     pub annotations: BTreeMap<String, String>,
+    /// The SOCI index that the image's manifest names, which may have a zTOC of the layer.
+    pub soci_index: Option<Digest>,
 }
 
 /// Where a regular file's bytes are.

@@ -415,7 +415,7 @@ fn other_commands_bring_what_is_named_too() {
     let reference = registry.reference(REPOSITORY, "v1");
     let printed = room.layoutfs(&["sparse", &reference, "--to", &layout, "--index", &artifact]);
     assert_eq!(printed.trim(), image.digest.to_string());
-    let mount = room.mount(&layout, &["--index", "off"]);
+    let mount = room.mount(&layout, &[]);
     assert_eq!(layer_bytes_sent(&registry, &image), 0);
     assert!(Path::new(&mount.path().join("good")).exists());
 }

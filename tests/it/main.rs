@@ -34,6 +34,7 @@ mod rootless;
 mod secrets;
 mod soak;
 mod soci;
+mod soci_mounts;
 mod source_suite;
 mod sources;
 mod spans;

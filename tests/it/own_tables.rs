@@ -53,7 +53,7 @@ fn image_of(name: &str, compression: Compression, annotations: &BTreeMap<String,
 }
 
 /// A registry with the image as `team/app:TAG`, and a sparse layout of it in a room of its own.
-fn sparse(registry: &Registry, image: &Image, tag: &str) -> (Arc<Room>, String) {
+pub fn sparse(registry: &Registry, image: &Image, tag: &str) -> (Arc<Room>, String) {
     image.push(registry, "team/app", tag);
     let room = Room::new();
     let layout = room.path().join("layout").display().to_string();

@@ -14,7 +14,7 @@ use layoutfs::layout::soci::{SPAN_BYTES, Writer, parse_ztoc};
 use layoutfs::layout::{Blob, Digest};
 
 /// The fixtures' zTOCs, each with the layer that it is of.
-fn fixtures() -> Vec<(PathBuf, Vec<u8>, Vec<u8>)> {
+pub fn fixtures() -> Vec<(PathBuf, Vec<u8>, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut ztocs: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "ztoc")).collect();
@@ -24,7 +24,7 @@ fn fixtures() -> Vec<(PathBuf, Vec<u8>, Vec<u8>)> {
 }
 
 /// What a pass finds, and the uncompressed layer.
-fn pass(blob: &[u8]) -> (LayerIndex, Vec<u8>) {
+pub fn pass(blob: &[u8]) -> (LayerIndex, Vec<u8>) {
     let (mut scanner, mut spans, mut tar) = (Scanner::new(), SpanBuilder::default(), Vec::new());
     let mut sink = |bytes: &[u8]| {
         tar.extend_from_slice(bytes);
@@ -73,7 +73,7 @@ fn gzip(content: &[u8]) -> Vec<u8> {
 }
 
 /// A tar of `count` files of `size` bytes that are hard to compress and easy to make.
-fn tar_of(count: usize, size: usize) -> Vec<u8> {
+pub fn tar_of(count: usize, size: usize) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut state = 1u32;
     for n in 0..count {

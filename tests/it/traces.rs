@@ -289,6 +289,7 @@ fn reader_of(store: &Arc<Store>, layer: &Layer) -> LayerReader {
         diff_id: layer.diff_id,
         media_type: layer.media_type.clone(),
         annotations: BTreeMap::new(),
+        soci_index: None,
     };
     LayerReader::new(store.clone(), layer, &index, None).expect("a reader")
 }
@@ -314,6 +315,7 @@ fn no_request_of_a_prefetch_begins_while_a_reader_waits() {
         no_source: Error::new(ErrorKind::Offline, "unused"),
         stall: Duration::from_secs(50),
         spans_bytes_max: 1 << 20,
+        own_indexes_only: false,
     }));
     let blob = |layer: &Layer| Blob { digest: layer.digest, size: layer.blob.len() as u64 };
     let reader = Some(Arc::new(reader_of(&store, &image.layers[0])));

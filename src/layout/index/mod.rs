@@ -24,6 +24,8 @@ use super::tar::metadata_bytes;
 pub struct LayerIndex {
     /// Where it was learnt.
     pub origin: Origin,
+    /// The artifact that it came in, if it is neither ours nor the layer's own. For messages.
+    pub artifact: Option<Digest>,
     /// Digest of the uncompressed tar, trailing bytes included (image-spec `config.md`, DiffID).
     pub diff_id: Digest,
     /// Size of `tar` in bytes.
@@ -102,7 +104,7 @@ impl LayerIndex {
     #[cfg(test)]
     pub fn plain(diff_id: Digest, tar_size: u64, entries: Vec<Entry>, spans: Vec<Span>) -> Self {
         let (origin, windows) = (Origin::OnePass, Vec::new());
-        LayerIndex { origin, diff_id, tar_size, entries, spans, windows }
+        LayerIndex { origin, artifact: None, diff_id, tar_size, entries, spans, windows }
     }
 
     /// The output in front of the place where `span` starts to decode; empty if none is needed.

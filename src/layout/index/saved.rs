@@ -161,7 +161,7 @@ fn read(mut cursor: Cursor<'_>) -> std::result::Result<LayerIndex, String> {
     let spans: std::result::Result<Vec<Span>, String> =
         spans.chunks_exact(records::SPAN_BYTES).map(|r| read_span(Cursor(r))).collect();
     let (entries, spans) = (read_entries(entries, &tables)?, spans?);
-    Ok(LayerIndex { origin, diff_id, tar_size, entries, spans, windows })
+    Ok(LayerIndex { origin, artifact: None, diff_id, tar_size, entries, spans, windows })
 }
 
 /// The tables as they were before they were compressed: at most what the entries of a layer may

@@ -140,6 +140,7 @@ impl ScannedLayer {
     pub fn into_index(self, diff_id: Digest, spans: SpanBuilder) -> LayerIndex {
         let ScannedLayer { entries, codec, tar_size, .. } = self;
         let (spans, windows) = spans.finish(codec, tar_size);
-        LayerIndex { origin: Origin::OnePass, diff_id, tar_size, entries, spans, windows }
+        let (origin, artifact) = (Origin::OnePass, None);
+        LayerIndex { origin, artifact, diff_id, tar_size, entries, spans, windows }
     }
 }

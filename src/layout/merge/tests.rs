@@ -12,7 +12,7 @@ fn changeset(text: &str) -> Changeset {
     let digest = Digest::sha256_of(text.as_bytes());
     let media_type = "application/vnd.oci.image.layer.v1.tar".to_owned();
     let (blob, annotations) = (Blob { digest, size: TAR_BYTES }, Default::default());
-    let layer = Layer { blob, diff_id: digest, media_type, annotations };
+    let layer = Layer { blob, diff_id: digest, media_type, annotations, soci_index: None };
     Changeset { layer, tar_size: TAR_BYTES, entries: parse(text).unwrap() }
 }
 

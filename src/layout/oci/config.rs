@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::{DOCKER_CONFIG, Descriptor, Manifest, OCI_CONFIG, Platform, parse_json};
 use crate::layout::digest::Digest;
 use crate::layout::error::{Error, Result};
+use crate::layout::soci::manifest::index_of;
 use crate::layout::tree::Layer;
 
 /// An image configuration (image-spec `config.md`).
@@ -87,6 +88,8 @@ pub fn rootfs_layers(manifest: &Manifest, config: &ImageConfig) -> Result<Vec<La
         let reason = format!("{diff_ids} diff_ids for the manifest's {layers} layers");
         return Err(Error::document(name, reason));
     }
+    // What is no digest names no index; an image is not refused for that.
+    let soci_index = index_of(manifest).ok().flatten();
     let layer = |(descriptor, diff_id): (&Descriptor, &Digest)| {
         let media_type = &descriptor.media_type;
         if layer_compression(media_type).is_none() {
@@ -96,7 +99,7 @@ pub fn rootfs_layers(manifest: &Manifest, config: &ImageConfig) -> Result<Vec<La
         }
         let (blob, media_type) = (descriptor.blob, media_type.clone());
         let annotations = descriptor.annotations.clone();
-        Ok(Layer { blob, diff_id: *diff_id, media_type, annotations })
+        Ok(Layer { blob, diff_id: *diff_id, media_type, annotations, soci_index })
     };
     manifest.layers.iter().zip(&config.diff_ids).map(layer).collect()
 }

@@ -7,7 +7,9 @@ use super::{ALGORITHM_GZIP, ALGORITHM_NONE, VERSION, slot};
 use crate::layout::digest::Digest;
 use crate::layout::error::{Error, Result};
 use crate::layout::index::scan::LAYER_BYTES_MAX;
-use crate::layout::index::{Codec, LayerIndex, Origin, Point, Proof, Span, check, window};
+use crate::layout::index::{
+    Codec, LayerIndex, Origin, Point, Proof, Span, check, is_seekable, window,
+};
 use crate::layout::range::ByteRange;
 use crate::layout::tar::path::quoted;
 
@@ -35,6 +37,9 @@ pub fn parse_ztoc(bytes: &[u8], blob_size: u64, diff_id: Digest) -> Result<Layer
     let refused = |reason| Error::ForeignIndex { format: "SOCI", reason };
     let index = read(bytes, blob_size, diff_id).map_err(refused)?;
     check(&index).map_err(refused)?;
+    if !is_seekable(&index.spans) {
+        return Err(refused("a span decodes to more than is decoded for one read".into()));
+    }
     Ok(index)
 }
 
@@ -57,7 +62,8 @@ fn read(bytes: &[u8], blob_size: u64, diff_id: Digest) -> std::result::Result<La
         Some(toc) => read_members(toc.references(slot::toc::FILES)?)?,
         None => Vec::new(),
     };
-    Ok(LayerIndex { origin: Origin::Soci, diff_id, tar_size, entries, spans, windows })
+    let (origin, artifact) = (Origin::Soci, None);
+    Ok(LayerIndex { origin, artifact, diff_id, tar_size, entries, spans, windows })
 }
 
 #[derive(Default)]

@@ -95,7 +95,8 @@ fn read(location: &Location, stored: &[u8], diff_id: Digest) -> Result<LayerInde
     if !is_seekable(&spans) {
         return Err("a chunk takes more of the blob than is fetched for one read".into());
     }
-    let index = LayerIndex { origin: location.origin, diff_id, tar_size, entries, spans, windows };
+    let (origin, artifact) = (location.origin, None);
+    let index = LayerIndex { origin, artifact, diff_id, tar_size, entries, spans, windows };
     check(&index)?;
     Ok(index)
 }

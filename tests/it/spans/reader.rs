@@ -66,6 +66,7 @@ fn reader(sample: &Sample, cache: &Path, source: Arc<Memory>) -> Arc<LayerReader
         no_source: Error::new(ErrorKind::Offline, "unused"),
         stall: Duration::from_secs(50),
         spans_bytes_max: 30_000,
+        own_indexes_only: false,
     });
     let digest = Digest::sha256_of(&sample.blob);
     let layer = Layer {
@@ -73,6 +74,7 @@ fn reader(sample: &Sample, cache: &Path, source: Arc<Memory>) -> Arc<LayerReader
         diff_id: sample.index.diff_id,
         media_type: String::new(),
         annotations: BTreeMap::new(),
+        soci_index: None,
     };
     Arc::new(LayerReader::new(Arc::new(store), layer, &sample.index, None).expect("a reader"))
 }

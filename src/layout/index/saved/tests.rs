@@ -31,6 +31,7 @@ fn small() -> LayerIndex {
         |bits, start, end| Codec::Deflate(Point { bits, window: ByteRange::new(start, end) });
     LayerIndex {
         origin: Origin::Soci,
+        artifact: None,
         diff_id: Digest::sha256_of(b"tar"),
         tar_size: TAR_SIZE,
         entries: vec![
