@@ -19,6 +19,8 @@ pub struct Ahead {
     in_a_row: u32,
     /// Behind the last span that was asked for ahead.
     asked: usize,
+    /// Some of those that were read one behind the other were not here.
+    fetches: bool,
 }
 
 impl Ahead {
@@ -34,7 +36,7 @@ impl Ahead {
             self.in_a_row += wanted.end.saturating_sub(self.at) as u32;
             self.at = self.at.max(wanted.end);
         } else {
-            *self = Ahead { at: wanted.end, in_a_row: 0, asked: wanted.end };
+            *self = Ahead { at: wanted.end, asked: wanted.end, ..Ahead::default() };
         }
         if self.in_a_row < SCAN_AFTER {
             return 0..0;
@@ -48,6 +50,17 @@ impl Ahead {
         }
         self.asked = to;
         from..to
+    }
+
+    /// A reader found something that was not here.
+    pub fn note_fetch(&mut self) {
+        self.fetches = true;
+    }
+
+    /// What is not here is to be fetched ahead, too. Where a reader found all that it needed, the
+    /// rest may well be what nobody needs: files of this layer that later layers remove.
+    pub fn fetches(&self) -> bool {
+        self.fetches
     }
 }
 
@@ -78,6 +91,19 @@ mod tests {
         assert_eq!(asked[..3], [4..5, 5..7, 7..10]);
         assert!(asked[3..].iter().all(|range| range.len() >= SPANS_MAX / 2), "{asked:?}");
         assert!(asked.iter().all(|range| range.len() <= SPANS_MAX));
+    }
+
+    #[test]
+    fn who_finds_everything_has_nothing_fetched_ahead() {
+        let mut ahead = Ahead::default();
+        let touched = |ahead: &mut Ahead, i| ahead.touch(i..i + 1, 100).len();
+        assert!((0..9).map(|i| touched(&mut ahead, i)).sum::<usize>() > 0);
+        assert!(!ahead.fetches());
+        ahead.note_fetch();
+        assert!((9..20).map(|i| touched(&mut ahead, i)).sum::<usize>() > 0);
+        assert!(ahead.fetches());
+        touched(&mut ahead, 50);
+        assert!(!ahead.fetches(), "it has left");
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl SpanReader {
     ) -> Result<()> {
         let wanted = self.index.spans_for(tar);
         self.go_ahead(wanted.clone());
-        for (i, decoded) in self.decode(wanted, deadline).await? {
+        for (i, decoded) in self.decode(wanted, true, deadline).await? {
             copy_overlap(&self.index.spans[i], &decoded, tar, &mut out);
         }
         Ok(())
@@ -108,9 +108,9 @@ impl SpanReader {
     /// Fetches and decodes what a reader of `wanted` will need next, if it goes from span to span.
     fn go_ahead(self: &Arc<Self>, wanted: std::ops::Range<usize>) {
         let Some(runtime) = &self.runtime else { return };
-        let next = {
+        let (next, fetches) = {
             let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-            ahead.touch(wanted, self.index.spans.len())
+            (ahead.touch(wanted, self.index.spans.len()), ahead.fetches())
         };
         for first in next.clone().step_by(AHEAD_TOGETHER) {
             let spans = first..next.end.min(first + AHEAD_TOGETHER);
@@ -118,7 +118,7 @@ impl SpanReader {
             runtime.spawn(async move {
                 let _in_line = reader.store.line.reader();
                 let deadline = reader.store.deadline();
-                if let Err(error) = reader.decode(spans, deadline).await {
+                if let Err(error) = reader.decode(spans, fetches, deadline).await {
                     // Whoever needs them tries again, and tells.
                     tracing::debug!(%error, "reading ahead");
                 }
@@ -126,10 +126,11 @@ impl SpanReader {
         }
     }
 
-    /// The decoded spans `wanted`, from memory, disk or the source, in any order.
+    /// The decoded spans `wanted`, from memory, disk or (if it `fetches`) the source, in any order.
     async fn decode(
         self: &Arc<Self>,
         wanted: std::ops::Range<usize>,
+        fetches: bool,
         deadline: Deadline,
     ) -> Result<Vec<(usize, Proved)>> {
         // Entered in ascending order by everyone, so that no two wait for each other.
@@ -137,7 +138,7 @@ impl SpanReader {
         for i in wanted.clone() {
             turns.push(self.enter(i, deadline).await?);
         }
-        let outcome = self.decode_in_turn(wanted, deadline).await;
+        let outcome = self.decode_in_turn(wanted, fetches, deadline).await;
         for turn in turns {
             let shared = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
             // The outcome is returned below; here those who wait get it.
@@ -166,6 +167,7 @@ impl SpanReader {
     async fn decode_in_turn(
         self: &Arc<Self>,
         wanted: std::ops::Range<usize>,
+        fetches: bool,
         deadline: Deadline,
     ) -> Result<Vec<(usize, Proved)>> {
         let (mut decoded, mut absent) = (Vec::new(), Vec::new());
@@ -187,8 +189,12 @@ impl SpanReader {
         for (i, bytes) in local {
             match bytes {
                 Some(bytes) => decoded.push((i, bytes)),
-                None => missing.push(i),
+                None if fetches => missing.push(i),
+                None => {}
             }
+        }
+        if !missing.is_empty() {
+            self.ahead.lock().unwrap_or_else(PoisonError::into_inner).note_fetch();
         }
         let mut attempts = 0;
         while !missing.is_empty() {

@@ -7,6 +7,7 @@
 mod app_layout;
 mod commit;
 pub mod containers;
+mod counts;
 pub mod debian;
 mod layout_view;
 mod paths;

@@ -18,6 +18,7 @@ use layoutfs::layout::{Blob, Digest};
 use proptest::prelude::*;
 
 use super::sample::{Read, Sample, any_read, any_sample};
+use crate::writers::once;
 
 /// Serves one blob from memory, after some turns of the others, and counts.
 struct Memory {
@@ -99,16 +100,6 @@ fn needed(sample: &Sample, reads: &[Read]) -> RangeSet {
         sample.index.spans_for(tar).for_each(|i| needed.insert(sample.index.spans[i].blob));
     }
     needed
-}
-
-/// All bytes that were asked for; none of them twice.
-fn once(asked: &[ByteRange]) -> RangeSet {
-    let mut all = RangeSet::new();
-    for range in asked {
-        assert_eq!(all.missing(*range), [*range], "again, of {asked:?}");
-        all.insert(*range);
-    }
-    all
 }
 
 /// Reads in lives of a mount, some at the same time in each.
