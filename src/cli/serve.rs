@@ -341,6 +341,14 @@ fn report(
     log: &Path,
 ) -> Status {
     let asked = open.asked.now();
+    let reader_of = |layer: &Layer| {
+        let mut readers = pending.get()?.readers().iter();
+        readers.find(|reader| reader.layer().blob.digest == layer.blob.digest).cloned()
+    };
+    let layers_now = layers.iter().map(|(layer, how)| {
+        let by_spans = reader_of(layer).map_or(0, |reader| reader.resident_bytes());
+        layer_status(open, layer, *how, by_spans)
+    });
     let messages: BTreeMap<String, u64> =
         counters.messages().into_iter().map(|(n, c)| (n.to_owned(), c)).collect();
     Status {
@@ -349,7 +357,7 @@ fn report(
         view: record.view.clone(),
         pid: record.pid,
         ready: pending.get().is_some(),
-        layers: layers.iter().map(|(layer, how)| layer_status(open, layer, *how)).collect(),
+        layers: layers_now.collect(),
         requests: asked.requests,
         retries: asked.retries,
         hedges: asked.hedges,
@@ -371,8 +379,9 @@ fn set_aside(asked: &AskedCounters) -> Vec<SetAside> {
     known.map(|(source, blob)| SetAside { source, blob: blob.to_string() }).collect()
 }
 
-/// Looks at memory only: a status is asked for again and again.
-fn layer_status(open: &OpenImage, layer: &Layer, how: Option<How>) -> LayerStatus {
+/// Looks at memory only: a status is asked for again and again. `by_spans`: bytes of a layer that is
+/// read span by span.
+fn layer_status(open: &OpenImage, layer: &Layer, how: Option<How>, by_spans: u64) -> LayerStatus {
     let size = super::units::size(layer.blob.size);
     let began = how.map_or("fetched whole when it is read".to_owned(), |how| how.describe(&size));
     let (resident, how) = match open.store.progress(&layer.blob) {
@@ -384,7 +393,7 @@ fn layer_status(open: &OpenImage, layer: &Layer, how: Option<How>) -> LayerStatu
         Some(Progress { outcome: Some(Err(error)), resident, .. }) => (resident, error.to_string()),
         Some(Progress { resident, .. }) => (resident, "streaming".to_owned()),
         None if how == Some(How::Local) => (layer.blob.size, began),
-        None => (0, began),
+        None => (by_spans, began),
     };
     let used = open.store.uses.of(&layer.blob);
     let (bytes_fetched, bytes_used) = (open.asked.bytes_of(&layer.blob.digest), used.got_bytes());

@@ -85,6 +85,11 @@ impl LayerReader {
         self.spans.as_ref()
     }
 
+    /// Bytes of its blob that are here, of a layer that is read span by span and is not here whole.
+    pub fn resident_bytes(&self) -> u64 {
+        self.spans.as_ref().map_or(0, |spans| spans.resident_bytes())
+    }
+
     /// All of it is in a file of the cache.
     pub(super) fn is_decoded(&self) -> bool {
         self.decoded().is_some()

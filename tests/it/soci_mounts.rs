@@ -3,6 +3,8 @@
 use std::fs;
 use std::sync::Arc;
 
+use layoutfs::layout::index::{Proof, saved};
+use layoutfs::layout::oci::referrer::{EMPTY, IndexArtifact, LayerIndexBlob};
 use layoutfs::layout::oci::{Descriptor, OCI_MANIFEST};
 use layoutfs::layout::soci::Writer;
 use layoutfs::layout::soci::manifest::{CONFIG, INDEX_DIGEST, SociIndex, Version, ZtocRef};
@@ -282,4 +284,35 @@ fn our_own_index_takes_over_where_a_pass_was_made() {
     assert!(mount.said().contains("lazy, by own index"), "{}", mount.said());
     assert_eq!(read(&mount, 9).unwrap(), file(9));
     assert!(registry.bytes_sent(&image.layers[0].digest) * 3 < image.layer_bytes());
+}
+
+#[test]
+fn an_index_of_ours_that_somebody_named_is_told_and_named_when_bytes_do_not_fit() {
+    let registry = Registry::start();
+    let (tar, blob) = big_layer();
+    let image = image(&tar, &blob, None);
+    let (room, layout) = sparse(&registry, &image, "v1");
+    let (mut index, _) = pass(&blob);
+    index.spans[0].proof = Proof::Stored([7; 32]);
+    let bytes = saved::encode(&index).unwrap();
+    registry.put_blob(REPOSITORY, bytes.clone());
+    registry.put_blob(REPOSITORY, EMPTY);
+    let layers = vec![LayerIndexBlob { layer: image.layers[0].digest, index: blob_of(&bytes) }];
+    let subject = Descriptor::new(OCI_MANIFEST, blob_of(&image.manifest));
+    let artifact = IndexArtifact { subject, layers }.to_bytes().unwrap();
+    let artifact = registry.put_manifest(REPOSITORY, OCI_MANIFEST, artifact).to_string();
+    let mount = room.mount(&layout, &["--index", &artifact, "--require-lazy"]);
+    assert!(mount.said().contains("lazy, by shared index"), "{}", mount.said());
+    let shared = ("lazy, by shared index".to_owned(), "shared-index".to_owned());
+    assert_eq!(told(&mount, &layout), shared);
+    assert_eq!(read(&mount, 9).unwrap(), file(9), "in another span");
+    assert_eq!(read(&mount, 0).unwrap_err().raw_os_error(), Some(5));
+    let (log, layer) = (mount.log(), image.layers[0].digest.to_string());
+    let wrong = format!("sha256:{}", "07".repeat(32));
+    for named in [&layer, &wrong, &format!("of artifact {artifact}: --index off")] {
+        assert!(log.contains(named), "{named}: {log}");
+    }
+    mount.unmount();
+    let without = room.mount(&layout, &["--index", "off"]);
+    assert_eq!(read(&without, 0).unwrap(), file(0));
 }

@@ -408,6 +408,8 @@ fn status_says_of_each_layer_what_came_and_what_it_was_good_for() {
     let number = |field: &str| layer(0, field).as_u64().expect(field);
     assert_eq!(number("bytes_fetched"), setting.sent(0));
     assert_eq!(number("bytes_used"), 1);
+    assert_eq!(number("resident"), setting.sent(0), "what came span by span is here");
+    assert_eq!(layer(2, "resident"), 0);
     assert_eq!(number("bytes_fetched") + number("bytes_never_needed"), number("size"));
     assert_eq!(layer(0, "amplification").as_f64(), Some(setting.sent(0) as f64));
     assert_eq!(layer(2, "bytes_fetched"), 0);

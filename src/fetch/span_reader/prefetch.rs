@@ -65,6 +65,15 @@ impl SpanReader {
         self.open_part().as_ref().is_some_and(|part| part.resident.contains(range))
     }
 
+    /// Bytes of the blob that the cache's part of it has.
+    pub(in crate::fetch) fn resident_bytes(&self) -> u64 {
+        // To open a part is to make one.
+        match self.store.cache().part_state(&self.layer.blob) {
+            Some(_) => self.open_part().as_ref().map_or(0, |part| part.resident.len()),
+            None => 0,
+        }
+    }
+
     /// So are all bytes of the blob.
     pub(in crate::fetch) fn is_whole(&self) -> bool {
         let whole = ByteRange::new(0, self.layer.blob.size);
