@@ -21,6 +21,7 @@ use layoutfs::layout::index::{
 };
 use layoutfs::layout::oci::finalize::{self, Configs};
 use layoutfs::layout::oci::referrer::{self, IndexArtifact};
+use layoutfs::layout::oci::trace_artifact::TraceArtifact;
 use layoutfs::layout::oci::{self, Descriptor, ImageConfig, ImageIndex, Manifest, Platform};
 use layoutfs::layout::range::ByteRange;
 use layoutfs::layout::reference::Reference;
@@ -227,6 +228,11 @@ pub fn documents(bytes: &[u8]) {
     {
         let again = IndexArtifact::parse("artifact", &again).expect("what we write is read");
         assert_eq!(again.layers, artifact.layers);
+    }
+    if let Ok(artifact) = TraceArtifact::parse("artifact", bytes) {
+        let again = TraceArtifact::parse("artifact", &artifact.to_bytes());
+        let again = again.expect("what we write is read");
+        assert_eq!((again.used_for, again.trace), (artifact.used_for, artifact.trace));
     }
     let blob = Blob { digest: Digest::sha256_of(bytes), size: bytes.len() as u64 };
     let entry = Descriptor::new(oci::OCI_MANIFEST, blob);

@@ -61,9 +61,9 @@ pub struct Options {
         default_value = "auto"
     )]
     pub index: IndexChoice,
-    /// What to fetch before anybody asks: none, all, or what a FILE of --record has (./FILE, if it
-    /// has such a name)
-    #[arg(long, global = true, value_name = "none|all|FILE", default_value = "none")]
+    /// What to fetch before anybody asks: none, all, what the registry's trace of a use has (auto), or
+    /// what a FILE of --record has (./FILE, if it has such a name)
+    #[arg(long, global = true, value_name = "none|all|auto[:USE]|FILE", default_value = "none")]
     pub prefetch: String,
     /// When the layout view serves bytes of a blob: strict (only proved blobs) or stream (as they
     /// come, but the end only when proved)
@@ -372,6 +372,13 @@ pub enum Index {
         /// Where to [default: where the image comes from]
         #[arg(long, value_name = "REGISTRY/REPO")]
         to: Option<String>,
+        /// Push this trace of --record instead, for --prefetch auto
+        #[arg(long, value_name = "FILE")]
+        trace: Option<PathBuf>,
+        /// What the trace is of: --prefetch auto:USE finds it
+        #[arg(long = "use", value_name = "USE", requires = "trace",
+              default_value = super::traces::DEFAULT_USE)]
+        used_for: String,
     },
     /// Fetch the indexes in the artifact that --index names, which is trusted
     Pull {

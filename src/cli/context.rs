@@ -289,7 +289,10 @@ impl Context {
     }
 
     /// The same, to be asked now; and the error for when that is nowhere.
-    fn references(&self, selected: &Selected) -> Result<(Vec<Reference>, Error)> {
+    ///
+    /// # Errors
+    /// A malformed `--source`.
+    pub fn references(&self, selected: &Selected) -> Result<(Vec<Reference>, Error)> {
         if self.options.offline {
             let message = "it is not local, and --offline is set";
             return Ok((Vec::new(), Error::new(ErrorKind::Offline, message)));

@@ -1,6 +1,7 @@
 //! `layoutfs index`: indexes of an image's layers, made, listed, and shared through a registry.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -10,11 +11,11 @@ use serde_json::json;
 use super::context::{Context, OpenImage, print_json};
 use super::index_choice::{self, Brought, IndexChoice};
 use super::units::size;
-use super::{args, progress, sources};
+use super::{args, progress, sources, traces};
 use crate::fetch::how::How;
 use crate::fetch::registry::Listed;
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
-use crate::fetch::{shared_index, tables};
+use crate::fetch::{shared_index, shared_trace, tables};
 use crate::layout::Digest;
 use crate::layout::index::saved;
 use crate::layout::reference::Reference;
@@ -43,7 +44,10 @@ struct Encoded {
 pub fn run(context: &Context, command: &args::Index) -> Result<()> {
     match command {
         args::Index::Build { image } => build(context, image),
-        args::Index::Push { image, to } => push(context, image, to.as_deref()),
+        args::Index::Push { image, to, trace: Some(trace), used_for } => {
+            push_trace(context, image, to.as_deref(), (trace, used_for))
+        }
+        args::Index::Push { image, to, trace: None, .. } => push(context, image, to.as_deref()),
         args::Index::Pull { image } => pull(context, image),
         args::Index::Ls { image } => list(context, &context.open(image)?),
     }
@@ -104,6 +108,31 @@ fn push(context: &Context, image: &str, to: Option<&str>) -> Result<()> {
          {repository}@{artifact}",
         size(bytes)
     ));
+    out!("{artifact}");
+    Ok(())
+}
+
+fn push_trace(
+    context: &Context,
+    image: &str,
+    to: Option<&str>,
+    (file, used_for): (&Path, &str),
+) -> Result<()> {
+    check_online(context, "index push")?;
+    let open = context.open(image)?;
+    let trace = traces::read(&open, file).map_err(|e| e.context("--trace"))?;
+    let place = destination(context, &open, to)?;
+    let registry = context.registries()?.repository(&place);
+    let deadline = Deadline::after(context.options.deadline);
+    let image = &open.image.descriptor;
+    let pushed = shared_trace::push(&registry, image, used_for, &trace, deadline);
+    let artifact = context.runtime.block_on(pushed)?.blob.digest.to_string();
+    if context.options.json {
+        let (repository, image) = (sources::repository(&place), image.blob.digest.to_string());
+        return print_json(&json!({
+            "artifact": artifact, "repository": repository, "image": image, "use": used_for,
+        }));
+    }
     out!("{artifact}");
     Ok(())
 }

@@ -6,15 +6,24 @@ use std::time::Duration;
 
 use super::context::{Context, OpenImage, absolute};
 use crate::fetch::prefetch::{self, Progress, Target, What};
-use crate::fetch::{Error, ErrorKind, Result, trace_file};
+use crate::fetch::registry::Registry;
+use crate::fetch::{Deadline, Error, ErrorKind, Result, shared_trace, trace_file};
 use crate::fs::pending::Pending;
 use crate::layout::Digest;
+use crate::layout::error::readable;
+use crate::layout::trace::Trace;
 
 /// How often a trace is written that has grown: what a killed daemon loses of it.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 
 /// How often to look whether the view is there.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long a mount waits for a trace: enough for a registry far away, and a token.
+const FOUND_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a trace is of when nobody says.
+pub const DEFAULT_USE: &str = "default";
 
 /// A use that is being recorded.
 pub struct Recording {
@@ -76,16 +85,67 @@ pub fn wanted(context: &Context, open: &OpenImage) -> Result<Option<What>> {
     let path = match context.options.prefetch.as_str() {
         "none" => return Ok(None),
         "all" => return Ok(Some(What::All)),
-        path => Path::new(path),
+        "auto" => return Ok(found(context, open, DEFAULT_USE).map(What::Trace)),
+        path => match path.strip_prefix("auto:") {
+            Some(used_for) => return Ok(found(context, open, used_for).map(What::Trace)),
+            None => path,
+        },
     };
-    let trace = trace_file::read(path).map_err(|e| e.context("--prefetch"))?;
+    let trace = read(open, Path::new(path)).map_err(|e| e.context("--prefetch"))?;
+    Ok(Some(What::Trace(trace)))
+}
+
+/// The trace in a file, if it is of this image.
+///
+/// # Errors
+/// [`ErrorKind::Usage`]: it is no trace, or one of another image.
+pub fn read(open: &OpenImage, path: &Path) -> Result<Trace> {
+    let trace = trace_file::read(path)?;
     let image = open.image.descriptor.blob.digest;
     if trace.image != image {
         let (path, other) = (path.display(), trace.image);
-        let message = format!("--prefetch {path}: a trace of {other}, and this image is {image}");
+        let message = format!("{path}: a trace of {other}, and this image is {image}");
         return Err(Error::new(ErrorKind::Usage, message));
     }
-    Ok(Some(What::Trace(trace)))
+    Ok(trace)
+}
+
+/// The trace of a use that the first source lists for the image. It is a hint: why there is none is
+/// told, and nothing fails.
+fn found(context: &Context, open: &OpenImage, used_for: &str) -> Option<Trace> {
+    let image = open.image.descriptor.blob.digest;
+    let ask = async |registry: &Registry| {
+        let deadline = Deadline::after(FOUND_WITHIN);
+        let listed = shared_trace::listed(registry, &image, used_for, deadline).await?;
+        let Some(artifact) = listed.artifact else {
+            let uses = readable(&listed.uses.join(", "));
+            let others =
+                if uses.is_empty() { uses } else { format!(" (there are some of {uses})") };
+            return Err(Error::new(ErrorKind::NotFound, format!("there is none{others}")));
+        };
+        let fetched = shared_trace::fetch(registry, &artifact, &image, deadline.renewed()).await;
+        fetched.map_err(|e| e.context(format!("trace {artifact}")))
+    };
+    let asked = (|| {
+        let (references, nowhere) = context.references(&open.image.selected)?;
+        let place = references.first().ok_or(nowhere)?;
+        let registry = context.registries()?.repository(place);
+        let asked = async { tokio::time::timeout(FOUND_WITHIN, ask(&registry)).await };
+        let late = |_| {
+            let message = format!("none was found within {FOUND_WITHIN:?}");
+            Error::new(ErrorKind::DeadlinePassed, message)
+        };
+        context.runtime.block_on(asked).map_err(late)?
+    })();
+    match asked {
+        Ok(trace) => Some(trace),
+        Err(error) => {
+            let used_for = readable(used_for);
+            context
+                .say(format_args!("nothing is prefetched by a trace of use {used_for}: {error}"));
+            None
+        }
+    }
 }
 
 /// Fetches `what` as soon as the view is there.

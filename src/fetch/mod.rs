@@ -41,6 +41,7 @@ pub mod room;
 pub mod run_image;
 pub mod seal;
 pub mod shared_index;
+pub mod shared_trace;
 pub mod span_reader;
 pub mod spans;
 pub mod sparse;

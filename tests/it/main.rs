@@ -32,6 +32,7 @@ mod registry;
 mod requests;
 mod rootless;
 mod secrets;
+mod shared_traces;
 mod soak;
 mod soci;
 mod soci_mounts;

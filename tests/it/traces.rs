@@ -32,15 +32,15 @@ use crate::support::registry::Registry;
 
 const BIG_BYTES: usize = 12 << 20;
 
-struct Setting {
-    registry: Registry,
-    image: Image,
-    room: Arc<Room>,
-    layout: String,
+pub struct Setting {
+    pub registry: Registry,
+    pub image: Image,
+    pub room: Arc<Room>,
+    pub layout: String,
 }
 
 /// Layers that can be entered in several ways; their indexes are in the cache, their bytes are not.
-fn setting() -> Setting {
+pub fn setting() -> Setting {
     let (registry, room) = (Registry::start(), Room::new());
     let layer = |name: &str| {
         LayerBuilder::new()
@@ -65,21 +65,21 @@ fn setting() -> Setting {
 
 impl Setting {
     /// Empties the cache of all but the indexes.
-    fn forget(&self) {
+    pub fn forget(&self) {
         self.room.layoutfs(&["cache", "prune"]);
         self.registry.clear();
     }
 
-    fn trace_path(&self) -> PathBuf {
+    pub fn trace_path(&self) -> PathBuf {
         self.room.path().join("use.trace")
     }
 
-    fn mount(&self, options: &[&str]) -> Mount {
+    pub fn mount(&self, options: &[&str]) -> Mount {
         self.room.mount(&self.layout, options)
     }
 
     /// Records what `what` needs.
-    fn record(&self, what: impl Fn(&Path)) -> Trace {
+    pub fn record(&self, what: impl Fn(&Path)) -> Trace {
         let path = self.trace_path();
         let mount = self.mount(&["--record", &path.display().to_string()]);
         what(mount.path());
@@ -88,7 +88,7 @@ impl Setting {
         trace_file::read(&path).expect("a trace")
     }
 
-    fn sent(&self, layer: usize) -> u64 {
+    pub fn sent(&self, layer: usize) -> u64 {
         self.registry.bytes_sent(&self.image.layers[layer].digest)
     }
 }
@@ -131,7 +131,7 @@ fn read_at(mount: &Path, name: &str, offset: u64) -> Vec<u8> {
 }
 
 /// A little of each layer, backwards through the first.
-fn some_use(mount: &Path) {
+pub fn some_use(mount: &Path) {
     for offset in [10 << 20, 5 << 20, 1 << 20] {
         let expected = &generated("a", BIG_BYTES)[offset..offset + 4096];
         assert_eq!(read_at(mount, "a/big", offset as u64), expected);

@@ -12,6 +12,7 @@ mod descriptor;
 pub mod finalize;
 mod platform;
 pub mod referrer;
+pub mod trace_artifact;
 
 use std::collections::BTreeMap;
 

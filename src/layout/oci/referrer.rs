@@ -168,12 +168,13 @@ pub fn add_to_list(name: &str, list: Option<&[u8]>, entry: &Descriptor) -> Resul
 }
 
 /// What an artifact is: its own word, else its config's media type (image-spec `manifest.md`).
-fn artifact_type(manifest: &Manifest) -> &str {
+pub(super) fn artifact_type(manifest: &Manifest) -> &str {
     let own = manifest.artifact_type.as_deref().filter(|own| !own.is_empty());
     own.unwrap_or(&manifest.config.media_type)
 }
 
-fn reference(media_type: &str, blob: &Blob) -> Value {
+/// A descriptor.
+pub(super) fn reference(media_type: &str, blob: &Blob) -> Value {
     json!({"mediaType": media_type, "digest": blob.digest.to_string(), "size": blob.size})
 }
 
