@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use layoutfs::layout::Digest;
 use layoutfs::layout::codec::{Decoded, Decoder};
 use layoutfs::layout::error::Error;
+use serde_json::Value;
 
 use crate::support::image::{Image, ImageBuilder};
-use crate::support::layer::Compression;
+use crate::support::layer::{Compression, LayerBuilder, Member};
 use crate::support::mount::{Mount, Room};
 use crate::support::registry::Registry;
 use crate::traces::until_prefetched;
@@ -24,6 +26,10 @@ const LAYERS: [(&str, Compression, &str); 6] = [
 ];
 
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+const CHUNKED_CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+const CHUNKED_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+
+type Annotations = BTreeMap<String, String>;
 
 pub fn fixture(name: &str) -> (Vec<u8>, BTreeMap<String, String>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
@@ -43,8 +49,11 @@ pub fn tar_of(blob: &[u8]) -> Vec<u8> {
     tar
 }
 
-fn image_of(name: &str, compression: Compression, annotations: &BTreeMap<String, String>) -> Image {
-    let (blob, _) = fixture(name);
+fn image_of(name: &str, compression: Compression, annotations: &Annotations) -> Image {
+    image_of_blob(fixture(name).0, compression, annotations)
+}
+
+fn image_of_blob(blob: Vec<u8>, compression: Compression, annotations: &Annotations) -> Image {
     let mut image = ImageBuilder::new().layer_of_blob(&tar_of(&blob), blob, compression);
     for (name, value) in annotations {
         image = image.annotate_layer(name, value);
@@ -149,26 +158,97 @@ fn what_a_use_needs_of_such_layers_is_recorded_and_prefetched_on_first_contact()
 }
 
 /// A mount that was made in spite of a table of no use.
-fn mounted_without(annotations: &BTreeMap<String, String>) -> (Mount, Image, Registry) {
+fn mounted_without(image: &Image) -> (Mount, Registry) {
     let registry = Registry::start();
-    let (name, compression, _) = LAYERS[0];
-    let image = image_of(name, compression, annotations);
-    let (room, layout) = sparse(&registry, &image, "v1");
+    let (room, layout) = sparse(&registry, image, "v1");
     let refused = room.run(&["mount", &layout, "/mnt", "--require-lazy"]);
     assert_eq!(refused.code(), Some(2), "{refused}");
-    (room.mount(&layout, &[]), image, registry)
+    (room.mount(&layout, &[]), registry)
+}
+
+/// It is told why the table is not used, a pass is made, and what the layer holds is shown.
+#[track_caller]
+fn assert_told_and_passed(image: &Image, why: &str) {
+    let (mount, _registry) = mounted_without(image);
+    let said = mount.said();
+    let digest = image.layers[0].digest.to_string();
+    assert!(said.contains("its table of contents is not used"), "{said}");
+    assert!(said.contains(why) && said.contains(&digest[7..19]), "expected {why:?}: {said}");
+    assert!(said.contains("needs one pass"), "{said}");
+    let shown = contents(mount.path());
+    assert!(shown.len() > 3 && !shown.contains_key(Path::new("escaped")), "{:?}", shown.keys());
 }
 
 #[test]
 fn a_table_that_is_not_what_the_manifest_names_is_told_and_a_pass_made() {
-    let (_, mut annotations) = fixture(LAYERS[0].0);
-    let wrong = format!("sha256:{}", "5".repeat(64));
-    annotations.insert(TOC_DIGEST.to_owned(), wrong.clone());
-    let (mount, image, _registry) = mounted_without(&annotations);
-    let said = mount.said();
-    let digest = image.layers[0].digest.to_string();
-    assert!(said.contains("its table of contents is not used"), "{said}");
-    assert!(said.contains(&wrong) && said.contains(&digest[7..19]), "{said}");
-    assert!(said.contains("needs one pass"), "{said}");
-    assert!(contents(mount.path()).len() > 3);
+    for ((name, compression, _), key) in [(LAYERS[0], TOC_DIGEST), (LAYERS[3], CHUNKED_CHECKSUM)] {
+        let (_, mut annotations) = fixture(name);
+        let wrong = format!("sha256:{}", "5".repeat(64));
+        annotations.insert(key.to_owned(), wrong.clone());
+        assert_told_and_passed(&image_of(name, compression, &annotations), &wrong);
+    }
+}
+
+type Lie = fn(&mut Value);
+
+/// What a producer may say that nobody else changed: the digest that the manifest names is right.
+const LIES: [(Lie, &str); 5] = [
+    (|table| file(table)["name"] = "../escaped".into(), "leaves the root"),
+    (|table| file(table)["size"] = (1u64 << 40).into(), "not decoded for one read"),
+    (|table| file(table)["offset"] = (1u64 << 50).into(), "1125899906842624"),
+    (|table| file(table)["digest"] = "sha256:00".into(), "invalid digest"),
+    (|table| table["version"] = 9.into(), "version"),
+];
+
+/// A file with content.
+fn file(table: &mut Value) -> &mut Value {
+    let entries = table["entries"].as_array_mut().expect("members");
+    let is_file = |entry: &&mut Value| entry["type"] == "reg" && entry["size"].as_u64() > Some(0);
+    entries.iter_mut().find(is_file).expect("a file")
+}
+
+fn told_by(json: &[u8], lie: Lie) -> Vec<u8> {
+    let mut table = serde_json::from_slice(json).expect("JSON");
+    lie(&mut table);
+    table.to_string().into_bytes()
+}
+
+/// The layer with another table in the place of its own, before the footer, which stays.
+fn lying_estargz(lie: Lie) -> (Vec<u8>, Annotations) {
+    let (blob, mut annotations) = fixture(LAYERS[0].0);
+    let (rest, footer) = blob.split_at(blob.len() - 51);
+    let hex = std::str::from_utf8(&footer[16..32]).expect("digits");
+    let at = usize::from_str_radix(hex, 16).expect("where the table is");
+    let tar = tar_of(&rest[at..]);
+    let end = tar.iter().rposition(|byte| *byte == b'}').expect("a document");
+    let json = told_by(&tar[512..=end], lie);
+    annotations.insert(TOC_DIGEST.to_owned(), Digest::sha256_of(&json).to_string());
+    let member = Member { mtime: 0, ..Member::file("stargz.index.json", 0, json) };
+    let table = LayerBuilder::new().member(member).tar();
+    let stored = Compression::Gzip.compress(&table);
+    ([&rest[..at], &stored, footer].concat(), annotations)
+}
+
+/// The layer with another table behind it, in a skippable frame.
+fn lying_chunked(lie: Lie) -> (Vec<u8>, Annotations) {
+    let (blob, mut annotations) = fixture(LAYERS[3].0);
+    let numbers: Vec<usize> =
+        annotations[CHUNKED_POSITION].split(':').map(|n| n.parse().expect("a number")).collect();
+    let json = told_by(&tar_of(&blob[numbers[0]..numbers[0] + numbers[1]]), lie);
+    let stored = Compression::Zstd.compress(&json);
+    let size = u32::try_from(stored.len()).expect("small").to_le_bytes();
+    let position = format!("{}:{}:{}:1", blob.len() + 8, stored.len(), json.len());
+    annotations.insert(CHUNKED_POSITION.to_owned(), position);
+    annotations.insert(CHUNKED_CHECKSUM.to_owned(), Digest::sha256_of(&stored).to_string());
+    ([&blob[..], b"\x50\x2a\x4d\x18", &size, &stored].concat(), annotations)
+}
+
+#[test]
+fn a_table_that_lies_is_told_and_a_pass_made() {
+    for (lie, why) in LIES {
+        let (blob, annotations) = lying_estargz(lie);
+        assert_told_and_passed(&image_of_blob(blob, Compression::Gzip, &annotations), why);
+        let (blob, annotations) = lying_chunked(lie);
+        assert_told_and_passed(&image_of_blob(blob, Compression::Zstd, &annotations), why);
+    }
 }
