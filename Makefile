@@ -53,8 +53,9 @@ target/tools/bin/cargo-deny:
 	$(CARGO) install cargo-deny --locked --version '^0.19' --root target/tools --target-dir target/tools/build
 	rm -rf target/tools/build
 
-bench: setup build ## against pull and unpack; appends a line to bench/results.md
-	@bench/first_contact.sh
+bench: setup build ## against what people use instead; lines in bench/results.md (BENCH='--tiny lazy_start': bench.py's arguments)
+	$(CARGO) build --release --locked --example relay
+	@bench/bench.py $(BENCH)
 
 bench-extension: setup build ## a run image extended, against pull, unpack and the plain extender
 	@bench/extension.sh
