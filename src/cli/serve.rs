@@ -185,7 +185,7 @@ impl<'a> Daemon<'a> {
     }
 
     fn answer_status(&self, claim: Option<Claim>) -> Result<()> {
-        self.run.remove_old_logs();
+        self.run.remove_leftovers();
         self.run.write(&self.record)?;
         drop(claim);
         status::serve(&self.run.socket(&self.record.mountpoint), self.reporter()?)

@@ -8,7 +8,7 @@ use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,11 @@ use crate::fetch::{Error, Result};
 use crate::layout::Digest;
 
 /// Long enough to look into what happened over a weekend.
-const LOGS_KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+const LEFT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// So many logs are kept at most: whoever mounts a thousand times an hour looks into the last ones,
+/// and every mount lists this directory.
+const LOGS_MAX: usize = 128;
 
 /// The most that is read of a record, which is a few paths: longer ones are none.
 const RECORD_BYTES_MAX: u64 = 1 << 20;
@@ -31,6 +35,14 @@ pub struct RunDirectory {
 #[derive(Debug)]
 pub struct Claim {
     _file: std::fs::File,
+    path: PathBuf,
+}
+
+impl Drop for Claim {
+    /// The name goes first, while it is held: whoever waits for it takes the new one.
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 /// What a daemon wrote down about its mount.
@@ -130,7 +142,7 @@ impl RunDirectory {
             let file = options.open(&path).map_err(|e| failed(&e))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 // Who cleans up may have removed the name meanwhile: then lock the new file.
-                Ok(()) if is_named(&file, &path) => return Ok(Claim { _file: file }),
+                Ok(()) if is_named(&file, &path) => return Ok(Claim { _file: file, path }),
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let mountpoint = mountpoint.display();
@@ -161,23 +173,34 @@ impl RunDirectory {
         read_record(&self.file(mountpoint, "json"))
     }
 
-    /// Removes logs that nobody has asked about for long, and locks that nobody holds: each mount
-    /// point leaves one of each.
-    pub fn remove_old_logs(&self) {
+    /// Removes logs of mounts that are no more, when they are old or many, and old locks that nobody
+    /// holds: a process that was killed leaves its own.
+    pub fn remove_leftovers(&self) {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return };
-        let paths = entries.filter_map(|e| Some(e.ok()?.path()));
-        // By name first: the other things here may be mounts, whose daemons would have to answer.
-        let is_left = |p: &PathBuf| p.extension().is_some_and(|e| e == "log" || e == "lock");
-        for path in paths.filter(is_left) {
-            let age = path.metadata().and_then(|m| m.modified()).map(|m| m.elapsed());
-            let is_old = matches!(age, Ok(Ok(age)) if age > LOGS_KEPT_FOR);
-            if !is_old || path.with_extension("json").exists() {
+        let now = SystemTime::now();
+        let is_old = |at: SystemTime| now.duration_since(at).is_ok_and(|age| age > LEFT_FOR);
+        let mut logs = Vec::new();
+        for path in entries.filter_map(|e| Some(e.ok()?.path())) {
+            // By name first: the other things here may be mounts, whose daemons would have to answer.
+            let is_log = path.extension().is_some_and(|e| e == "log");
+            let is_lock = path.extension().is_some_and(|e| e == "lock");
+            if !is_log && !is_lock {
                 continue;
             }
-            // Removed while it is held: whoever waits for it takes the new one.
-            let is_lock = path.extension().is_some_and(|e| e == "lock");
-            let held = is_lock.then(|| lock_unheld(&path));
-            if !matches!(held, Some(None)) {
+            let Ok(modified) = path.metadata().and_then(|m| m.modified()) else { continue };
+            if is_log && !path.with_extension("json").exists() {
+                logs.push((modified, path));
+            } else if is_lock && is_old(modified) {
+                // Removed while it is held: whoever waits for it takes the new one.
+                let held = lock_unheld(&path);
+                if held.is_some() {
+                    let _ = std::fs::remove_file(path);
+                }
+            }
+        }
+        logs.sort_unstable_by(|a, b| b.cmp(a));
+        for (i, (modified, path)) in logs.into_iter().enumerate() {
+            if i >= LOGS_MAX || is_old(modified) {
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -402,15 +425,13 @@ mod tests {
     fn old_logs_of_mounts_that_are_gone_are_removed() {
         let directory = tempfile::tempdir().expect("a directory");
         let run = RunDirectory::open(directory.path().join("run")).expect("run directory");
-        let old = std::time::SystemTime::now() - LOGS_KEPT_FOR - Duration::from_secs(1);
-        for (name, time) in
-            [("a.log", old), ("b.log", std::time::SystemTime::now()), ("c.log", old)]
-        {
+        let old = SystemTime::now() - LEFT_FOR - Duration::from_secs(1);
+        for (name, time) in [("a.log", old), ("b.log", SystemTime::now()), ("c.log", old)] {
             let file = std::fs::File::create(run.path.join(name)).expect("created");
             file.set_modified(time).expect("dated");
         }
         std::fs::write(run.path.join("c.json"), "{}").expect("written");
-        run.remove_old_logs();
+        run.remove_leftovers();
         let there = |name: &str| run.path.join(name).exists();
         assert_eq!([there("a.log"), there("b.log"), there("c.log")], [false, true, true]);
     }
@@ -419,19 +440,35 @@ mod tests {
     fn old_locks_are_removed_unless_somebody_holds_them() {
         let directory = tempfile::tempdir().expect("a directory");
         let run = RunDirectory::open(directory.path().join("run")).expect("run directory");
-        let old = std::time::SystemTime::now() - LOGS_KEPT_FOR - Duration::from_secs(1);
+        let old = SystemTime::now() - LEFT_FOR - Duration::from_secs(1);
         let [held, left] = [Path::new("/mnt/held"), Path::new("/mnt/left")];
         let claim = run.claim(held).expect("free");
-        drop(run.claim(left).expect("free"));
+        // Of a process that was killed.
+        std::fs::write(run.file(left, "lock"), "").expect("written");
         for mountpoint in [held, left] {
             let lock = std::fs::File::options().write(true).open(run.file(mountpoint, "lock"));
             lock.and_then(|lock| lock.set_modified(old)).expect("dated");
         }
-        run.remove_old_logs();
+        run.remove_leftovers();
         assert!(run.claim(held).is_err(), "still held");
         assert!(!run.file(left, "lock").exists());
         drop(claim);
         assert!(run.claim(held).is_ok() && run.claim(left).is_ok());
+        assert!(!run.file(held, "lock").exists(), "a claim that ends leaves nothing");
+    }
+
+    #[test]
+    fn the_newest_logs_are_kept_however_many_there_were() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let run = RunDirectory::open(directory.path().join("run")).expect("run directory");
+        for age in 0..LOGS_MAX as u64 + 5 {
+            let log = std::fs::File::create(run.path.join(format!("{age}.log"))).expect("created");
+            log.set_modified(SystemTime::now() - Duration::from_secs(age)).expect("dated");
+        }
+        run.remove_leftovers();
+        let left = std::fs::read_dir(&run.path).expect("listed").count();
+        assert_eq!(left, LOGS_MAX);
+        assert!(run.path.join("0.log").exists());
     }
 
     #[test]
