@@ -6,7 +6,22 @@
 use crate::layout::codec::inflate::{At, Inflate, WINDOW_BYTES_MAX};
 
 /// Windows are packed once, on a thread that waits for the inflater, and kept for ever.
-const ZSTD_LEVEL: i32 = 12;
+const ZSTD_LEVEL: i32 = 6;
+
+/// Windows whose bytes say where they are: the low half of that, the high half, and that inverted.
+static LOW: [u8; WINDOW_BYTES_MAX] = tracer(0, 0);
+static HIGH: [u8; WINDOW_BYTES_MAX] = tracer(8, 0);
+static INVERTED: [u8; WINDOW_BYTES_MAX] = tracer(8, 0xff);
+
+const fn tracer(shift: u32, inverted: u8) -> [u8; WINDOW_BYTES_MAX] {
+    let mut bytes = [0; WINDOW_BYTES_MAX];
+    let mut at = 0;
+    while at < bytes.len() {
+        bytes[at] = (at >> shift) as u8 ^ inverted;
+        at += 1;
+    }
+    bytes
+}
 
 /// The window as it is stored: one zstd frame (RFC 8878).
 pub fn pack(window: &[u8]) -> Vec<u8> {
@@ -30,13 +45,10 @@ pub fn unpack(stored: &[u8]) -> Result<Vec<u8>, String> {
 /// windows that say where each of their bytes is. Its low half, its high half, and that one
 /// inverted: where the last two decodings differ a byte came of the window.
 pub fn sparse(window: &[u8], bits: u8, behind: &[u8]) -> Vec<u8> {
-    let decoded = |byte_at: fn(usize) -> u8| {
-        let tracer: Vec<u8> = (0..window.len()).map(byte_at).collect();
-        decode_reach(&tracer, bits, behind)
+    let decoded = |tracer: &[u8; WINDOW_BYTES_MAX]| {
+        tracer.get(..window.len()).and_then(|tracer| decode_reach(tracer, bits, behind))
     };
-    let low = decoded(|at| at as u8);
-    let high = decoded(|at| (at >> 8) as u8);
-    let inverted = decoded(|at| !((at >> 8) as u8));
+    let [low, high, inverted] = [&LOW, &HIGH, &INVERTED].map(decoded);
     let (Some(low), Some(high), Some(inverted)) = (low, high, inverted) else {
         return window.to_vec();
     };
