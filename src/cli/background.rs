@@ -29,6 +29,10 @@ impl Starter {
 /// belong to the command of a container.
 const CHILD_OPTION: &str = "--background-child";
 
+/// For glibc's malloc, which otherwise gives each thread that decodes an arena of its own, and each
+/// arena keeps the largest that it ever held: 178 MB instead of 83 MB after a scan of 600 MB.
+const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "2");
+
 /// A descriptor of the caller's that is to hear that the tree answers.
 pub struct ReadyDescriptor {
     number: u32,
@@ -68,7 +72,11 @@ pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
     let ready = ready_fd.map(ReadyDescriptor::open).transpose()?;
     keep_descriptors_here().map_err(|e| failed(&e))?;
     // The program that runs now, even if its file was replaced meanwhile.
-    let mut child = Command::new("/proc/self/exe")
+    let mut child = Command::new("/proc/self/exe");
+    if std::env::var_os(ARENAS.0).is_none() {
+        child.env(ARENAS.0, ARENAS.1);
+    }
+    let mut child = child
         .arg0("layoutfs")
         .arg(format!("{CHILD_OPTION}={}", std::process::id()))
         .args(std::env::args_os().skip(1))
