@@ -171,6 +171,7 @@ impl<'a> Daemon<'a> {
             notifier: Arc::default(),
             complaints: Arc::new(Complaints::new(&self.record.image)),
             open_files: Arc::default(),
+            pusher: Arc::default(),
             ended: Arc::default(),
         };
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);
@@ -365,6 +366,7 @@ fn report(
         errors: asked.errors,
         bytes_fetched: asked.bytes,
         bytes_read: counters.bytes_read(),
+        files_pushed: counters.pushes(),
         bytes_total: layers.iter().fold(0, |sum, (l, _)| l.blob.size.saturating_add(sum)),
         read_errors: counters.read_errors(),
         messages,

@@ -116,8 +116,9 @@ fn print(status: &Status) {
     }
     let messages: Vec<String> = status.messages.iter().map(|(n, c)| format!("{n} {c}")).collect();
     out!(
-        "  read {}; {} reads failed; messages: {}",
+        "  read {}, {} files of it pushed; {} reads failed; messages: {}",
         size(status.bytes_read),
+        status.files_pushed,
         status.read_errors,
         messages.join(", ")
     );

@@ -55,6 +55,7 @@ const NAMES: [&str; 13] = [
 pub struct Counters {
     messages: [AtomicU64; NAMES.len()],
     bytes_read: AtomicU64,
+    pushes: AtomicU64,
     read_errors: AtomicU64,
 }
 
@@ -69,6 +70,12 @@ impl Counters {
         self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// A file of so many bytes that was sent with its directory, without a READ.
+    pub fn count_push(&self, bytes: usize) {
+        self.pushes.fetch_add(1, Ordering::Relaxed);
+        self.count_read(bytes);
+    }
+
     /// A read that failed.
     pub fn count_error(&self) {
         self.read_errors.fetch_add(1, Ordering::Relaxed);
@@ -78,6 +85,11 @@ impl Counters {
     pub fn messages(&self) -> BTreeMap<&'static str, u64> {
         let counts = self.messages.iter().map(|c| c.load(Ordering::Relaxed));
         NAMES.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Files that were sent with their directory.
+    pub fn pushes(&self) -> u64 {
+        self.pushes.load(Ordering::Relaxed)
     }
 
     /// Content bytes sent to the kernel.

@@ -29,6 +29,7 @@ use super::open_files::OpenFiles;
 use super::ops::View;
 use super::pending::Pending;
 use super::policy::Pin;
+use super::push::Pusher;
 use crate::fetch::ErrorKind;
 use crate::layout::tree::{NodeId, NodeKind, Tree};
 
@@ -52,6 +53,8 @@ pub struct Shell {
     pub complaints: Arc<Complaints>,
     /// Files that are read before they are proved.
     pub open_files: Arc<OpenFiles>,
+    /// Sends files before they are asked for.
+    pub pusher: Arc<Pusher>,
     /// Set when the session has ended.
     pub ended: Arc<AtomicBool>,
 }
@@ -199,9 +202,12 @@ impl Filesystem for Shell {
     ) {
         let (runtime, counters) = (self.runtime.clone(), self.counters.clone());
         let (notifier, pin) = (self.notifier.clone(), self.open_files.get(fh));
-        let complaints = self.complaints.clone();
+        let (complaints, pusher) = (self.complaints.clone(), self.pusher.clone());
         self.with_view(Message::Read, reply, move |view, reply| {
             let Some(id) = node_id(ino) else { return reply.error(Errno::ENOENT) };
+            if offset == 0 {
+                pusher.read(view, id);
+            }
             // A pinned file reads its own attempt, proved or not.
             let now = if pin.is_some() { None } else { view.read_now(id, offset, size) };
             match now {
@@ -273,17 +279,24 @@ impl Filesystem for Shell {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let (pusher, counters) = (self.pusher.clone(), self.counters.clone());
+        let notifier = self.notifier.clone();
         self.with_view(Message::Readdirplus, reply, move |view, mut reply| {
-            let tree = view.tree();
-            let Some(listing) = node_id(ino).and_then(|id| listing(tree, id, offset)) else {
+            let (tree, directory) = (view.tree(), node_id(ino));
+            let Some(listing) = directory.and_then(|id| listing(tree, id, offset)) else {
                 return reply.error(Errno::ENOTDIR);
             };
+            let mut is_end = true;
             for (next, name, child) in listing {
                 let Some(node) = tree.node(child) else { continue };
+                is_end = false;
                 let (ino, attr) = (self::ino(child), attr(child, node));
                 if reply.add(ino, next, OsStr::from_bytes(name), &TTL, &attr, Generation(0)) {
                     break;
                 }
+            }
+            if let (true, Some(directory)) = (is_end, directory) {
+                pusher.listed(view, directory, &notifier, &counters);
             }
             reply.ok();
         });

@@ -13,6 +13,8 @@ pub mod ops;
 pub mod overlay;
 pub mod pending;
 pub mod policy;
+pub mod push;
+pub mod scan;
 pub mod scratch;
 pub mod status;
 pub mod user_namespace;

@@ -24,6 +24,9 @@ pub const TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Read-ahead requests that the kernel may have under way; its default of 12 starves fast readers.
 const BACKGROUND_MAX: u16 = 64;
 
+/// One event thread may wait for the other: see [`Pusher::listed`](super::push::Pusher::listed).
+const EVENT_THREADS_MIN: usize = 2;
+
 /// More event threads than this only contend for the queue.
 const EVENT_THREADS_MAX: usize = 4;
 
@@ -74,7 +77,7 @@ fn options(root: bool) -> Config {
         config.acl = SessionACL::All;
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    config.n_threads = Some(cores.min(EVENT_THREADS_MAX));
+    config.n_threads = Some(cores.clamp(EVENT_THREADS_MIN, EVENT_THREADS_MAX));
     config.clone_fd = true;
     config
 }

@@ -10,7 +10,7 @@ use crate::fetch::{Deadline, Error, ErrorKind, Result};
 use crate::layout::entry::Chunk;
 use crate::layout::plan;
 use crate::layout::range::ByteRange;
-use crate::layout::tree::{Content, NodeId, NodeKind, Tree};
+use crate::layout::tree::{Child, Content, NodeId, NodeKind, Tree};
 use crate::layout::{Blob, Digest};
 
 /// One mounted tree, and where its content comes from.
@@ -81,6 +81,19 @@ impl View {
             }
             _ => Err(Error::new(ErrorKind::Invalid, format!("inode {} has no content", id.0))),
         }
+    }
+
+    /// The files of `directory` that have content of at most `bytes_max`, which is proved before it
+    /// is read, and their sizes.
+    pub fn small_files(&self, directory: NodeId, bytes_max: u64) -> Vec<(NodeId, u64)> {
+        let children = self.tree.children(directory).unwrap_or_default();
+        let small = |&(_, id): &Child| match self.tree.node(id).map(|n| &n.kind) {
+            Some(NodeKind::Regular { content: Content::Blob(_), .. }) => None,
+            Some(&NodeKind::Regular { size, .. }) => Some((id, size)),
+            _ => None,
+        };
+        let sized = children.iter().filter_map(small);
+        sized.filter(|(_, size)| (1..=bytes_max).contains(size)).collect()
     }
 
     /// Some file may be read before it is proved, so that the view has to know of every open.

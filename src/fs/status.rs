@@ -46,8 +46,11 @@ pub struct Status {
     pub errors: u64,
     /// Bytes that came from a source.
     pub bytes_fetched: u64,
-    /// Content bytes that readers got from the kernel's reads.
+    /// Content bytes that the kernel was sent.
     pub bytes_read: u64,
+    /// Files that the kernel was sent with their directory, because everything was read.
+    #[serde(default)]
+    pub files_pushed: u64,
     /// Bytes of all layers, as stored.
     pub bytes_total: u64,
     /// Reads that failed.
@@ -165,6 +168,7 @@ mod tests {
             errors: 0,
             bytes_fetched: 0,
             bytes_read: 0,
+            files_pushed: 0,
             bytes_total: 0,
             read_errors: 0,
             messages: BTreeMap::new(),

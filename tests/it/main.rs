@@ -26,6 +26,7 @@ mod own_tables;
 mod panics;
 mod proofs;
 mod push;
+mod pushes;
 mod real;
 mod referrers;
 mod registry;

@@ -91,6 +91,7 @@ fn a_panic_is_eio_and_a_line_in_the_log_and_the_mount_lives() {
         runtime: runtime.handle().clone(),
         notifier: Arc::default(),
         open_files: Arc::default(),
+        pusher: Arc::default(),
         complaints: Arc::new(Complaints::new("an image")),
         ended: Arc::<AtomicBool>::default(),
     };
