@@ -148,6 +148,7 @@ fn merged(blob: &[u8], index: &LayerIndex) -> Result<()> {
         diff_id: index.diff_id,
         media_type: String::new(),
         annotations: BTreeMap::new(),
+        soci_index: None,
     };
     black_box(merge(vec![Changeset::take(layer, &mut index.clone())?])?);
     Ok(())
