@@ -272,7 +272,9 @@ fn what_fails_ahead_is_told_and_harms_nobody() {
     let mount = setting.mount(&["--prefetch", "all"]);
     let prefetch = until_prefetched(&mount);
     assert!(prefetch["errors"].as_u64() >= Some(1), "{prefetch}");
-    assert!(mount.log().contains("cannot prefetch"), "{}", mount.log());
+    // What goes wrong before the daemon has left the terminal is told there.
+    let told = format!("{}{}", mount.said(), mount.log());
+    assert!(told.contains("cannot prefetch"), "{told}");
     Listing::of(mount.path());
     assert_eq!(status(&mount)["read_errors"], 0);
 }
