@@ -9,7 +9,7 @@ use layoutfs::layout::entry::{Entry, EntryKind};
 use layoutfs::layout::error::Error;
 use layoutfs::layout::index::scan::Scanner;
 use layoutfs::layout::index::spans::SpanBuilder;
-use layoutfs::layout::index::{LayerIndex, saved};
+use layoutfs::layout::index::{Codec, LayerIndex, saved};
 
 #[path = "../../fuzz/bodies.rs"]
 mod bodies;
@@ -126,7 +126,20 @@ fn a_saved_index_is_what_a_scan_finds() {
     let saved_index = fixture("index-v2.layoutindex");
     let (index, _) = scan(&fixture("member.tar.gz"), 4096);
     assert!(index.spans.len() > 1 && !index.windows.is_empty(), "it is entered in its middle");
-    assert_eq!(saved::decode(&saved_index).as_ref(), Ok(&index));
+    let read = saved::decode(&saved_index).unwrap();
+    assert_eq!(unpacked(read), unpacked(index));
+}
+
+/// The windows, and all else: how tightly they are packed may change from version to version.
+fn unpacked(mut index: LayerIndex) -> (Vec<Vec<u8>>, LayerIndex) {
+    let windows = index.spans.iter().map(|span| index.window(span).unwrap()).collect();
+    for span in &mut index.spans {
+        if let Codec::Deflate(point) = &mut span.codec {
+            point.window = Default::default();
+        }
+    }
+    index.windows.clear();
+    (windows, index)
 }
 
 #[test]
