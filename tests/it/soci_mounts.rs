@@ -43,7 +43,7 @@ fn ztoc_of(blob: &[u8], passed: &[u8]) -> Vec<u8> {
 }
 
 /// Puts a SOCI index with a zTOC of `layer` into the registry; gives its digest.
-fn put_index(registry: &Registry, subject: Option<Blob>, layer: Digest, ztoc: &[u8]) -> Digest {
+pub fn put_index(registry: &Registry, subject: Option<Blob>, layer: Digest, ztoc: &[u8]) -> Digest {
     registry.put_blob(REPOSITORY, ztoc.to_vec());
     put_claim(registry, subject, layer, blob_of(ztoc))
 }
@@ -62,7 +62,7 @@ fn compression_of(blob: &[u8]) -> Compression {
 }
 
 /// An image of one layer, whose manifest names `index`.
-fn image(tar: &[u8], blob: &[u8], index: Option<&str>) -> Image {
+pub fn image(tar: &[u8], blob: &[u8], index: Option<&str>) -> Image {
     let image = ImageBuilder::new().layer_of_blob(tar, blob.to_vec(), compression_of(blob));
     index.into_iter().fold(image, |image, index| image.annotate(INDEX_DIGEST, index)).build()
 }

@@ -12,6 +12,8 @@ use layoutfs::layout::range::{ByteRange, RangeSet};
 use serde_json::Value;
 
 use crate::own_tables::{contents, fixture, tar_of};
+use crate::soci::{fixtures, pass};
+use crate::soci_mounts::{image, put_index};
 use crate::support::chance::Chance;
 use crate::support::image::{Fill, Image, ImageBuilder};
 use crate::support::layer::Compression;
@@ -20,6 +22,9 @@ use crate::support::registry::Registry;
 
 /// One read: some go over the end of a span.
 const READ_BYTES_MAX: u64 = 300 << 10;
+
+/// What a gzip member begins with (RFC 1952, section 2.3.1).
+const GZIP: &[u8] = &[0x1f, 0x8b];
 
 fn plain_fixture(name: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)).unwrap()
@@ -147,9 +152,13 @@ enum By {
 
 #[track_caller]
 fn assert_read_as_umoci_unpacks(name: &str, image: &Image, by: By) {
-    let mut chance = Chance::new();
-    let (registry, room) = (Registry::start(), Room::new());
-    image.push(&registry, "team/app", "v1");
+    assert_from(&Registry::start(), name, image, by);
+}
+
+#[track_caller]
+fn assert_from(registry: &Registry, name: &str, image: &Image, by: By) {
+    let (mut chance, room) = (Chance::new(), Room::new());
+    image.push(registry, "team/app", "v1");
     let layout = room.path().join("layout").display().to_string();
     room.layoutfs(&["sparse", &registry.reference("team/app", "v1"), "--to", &layout]);
     if by != By::Table {
@@ -170,7 +179,7 @@ fn assert_read_as_umoci_unpacks(name: &str, image: &Image, by: By) {
     let unpacked: Vec<PathBuf> = contents(&rootfs).into_keys().collect();
     assert_eq!(shown, unpacked, "{name}");
     let (asked, size) =
-        (asked(&registry, &image.layers[0].digest), image.layers[0].blob.len() as u64);
+        (asked(registry, &image.layers[0].digest), image.layers[0].blob.len() as u64);
     assert!(!asked.is_empty(), "{name}");
     once(&asked);
     let is_whole = asked.iter().any(|range| range.len() >= size);
@@ -226,5 +235,16 @@ fn layers_with_tables_read_as_umoci_unpacks_them_on_first_contact() {
         let (blob, annotations) = fixture(name);
         let image = image_of(blob, compression, &serde_json::to_value(annotations).unwrap());
         assert_read_as_umoci_unpacks(name, &image, By::Table);
+    }
+}
+
+/// Its own tool's zTOCs of gzip layers. (Those of small plain tars are one span.)
+#[test]
+fn layers_with_a_soci_index_read_as_umoci_unpacks_them_on_first_contact() {
+    for (path, ztoc, blob) in fixtures().into_iter().filter(|(_, _, b)| b.starts_with(GZIP)) {
+        let registry = Registry::start();
+        let index = put_index(&registry, None, Digest::sha256_of(&blob), &ztoc);
+        let image = image(&pass(&blob).1, &blob, Some(&index.to_string()));
+        assert_from(&registry, &path.display().to_string(), &image, By::Table);
     }
 }
