@@ -174,16 +174,19 @@ fn assert_from(registry: &Registry, name: &str, image: &Image, by: By) {
     let mount = room.mount(&layout, &["--require-lazy"]);
     // What it takes to find a table is not counted: of these small blobs that is much.
     registry.clear();
+    // One byte first: a long read may need every span of a blob that has two.
+    let (path, content) = files.iter().find(|(_, content)| !content.is_empty()).unwrap();
+    let mut byte = [0];
+    File::open(mount.path().join(path)).unwrap().read_exact_at(&mut byte, 0).unwrap();
+    assert_eq!(byte[0], content[0], "{name}");
+    let (digest, size) = (&image.layers[0].digest, image.layers[0].blob.len() as u64);
+    let is_whole = asked(registry, digest).iter().any(|range| range.len() >= size);
+    assert_eq!(is_whole, by == By::IndexOfOneFrame, "{name}");
     read_at_random(mount.path(), &files, &mut chance);
     let shown: Vec<PathBuf> = contents(mount.path()).into_keys().collect();
     let unpacked: Vec<PathBuf> = contents(&rootfs).into_keys().collect();
     assert_eq!(shown, unpacked, "{name}");
-    let (asked, size) =
-        (asked(registry, &image.layers[0].digest), image.layers[0].blob.len() as u64);
-    assert!(!asked.is_empty(), "{name}");
-    once(&asked);
-    let is_whole = asked.iter().any(|range| range.len() >= size);
-    assert_eq!(is_whole, by == By::IndexOfOneFrame, "{name}: {asked:?}, seed {}", chance.seed());
+    once(&asked(registry, digest));
 }
 
 #[test]
