@@ -12,7 +12,9 @@ import argparse
 import os
 import sys
 
+import budget
 import first_contact
+import growth
 import index_cost
 import lazy_start
 import random_reads
@@ -22,6 +24,7 @@ from room import Failed, Room, needed
 GROUPS = {
     "first_contact": first_contact,
     "index_cost": index_cost,
+    "growth": growth,
     "random_reads": random_reads,
     "lazy_start": lazy_start,
 }
@@ -36,7 +39,7 @@ def main():
     options = arguments()
     if os.geteuid() != 0:
         raise Failed("needs root: drops caches, mounts, unpacks with owners")
-    needed("docker-registry", "skopeo", "umoci", "podman", "chroot", "tar", "mount")
+    needed("docker-registry", "skopeo", "umoci", "podman", "chroot", "tar", "mount", "curl", "unpigz")
     report = Report()
     for name in options.groups or GROUPS:
         say(f"{name}: {GROUPS[name].__doc__.splitlines()[0]}")
@@ -46,6 +49,7 @@ def main():
         print(group.text(), flush=True)
         if options.record and not options.tiny:
             report.publish(group)
+    print(budget.table(report.kept()))
     print(f"every sample: {report.save()}")
 
 

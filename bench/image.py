@@ -1,14 +1,20 @@
 """The images that are measured."""
 
 import hashlib
+import io
+import itertools
 import json
 import os
+import random
 import subprocess
+import tarfile
 from pathlib import Path
 
 from room import REPOSITORY, Failed
 
 FIXTURES = Path(os.environ.get("BENCH_FIXTURES", REPOSITORY / "target/fixtures"))
+
+LARGE, SMALL = 1 << 20, 32 << 10
 
 
 def of_this_machine(room, folders=("bin", "share", "lib"), layer_mb=200):
@@ -16,19 +22,86 @@ def of_this_machine(room, folders=("bin", "share", "lib"), layer_mb=200):
 
     The content is this machine's, so absolute times of two machines do not compare; ratios do.
     """
-    layout, tar = room.dir / "image", room.dir / "layer.tar"
+    def layer(folder):
+        return lambda tar: _pack(room, tar, _first_files(Path("/usr") / folder, layer_mb * 1_000_000))
+    return _made(room, "image", [layer(folder) for folder in folders])
+
+
+def of_files(room, name, wanted, total_mb, copies=1):
+    """Three layers with files of /usr whose size is wanted, of so many MB before compression: the same
+    files again in other directories where there are too few, and where copies are asked for.
+    """
+    layers, whole = 3, total_mb * 1_000_000
+    found = [(path, size) for path, size in _files(Path("/usr")) if wanted(size)]
+    parts, taken, copy = [[] for _ in range(layers)], 0, 0
+    while taken < whole:
+        for path, size in found:
+            if taken >= whole:
+                break
+            parts[taken * layers // whole].append((copy, os.fsencode(path[1:])))
+            taken += size
+        copy += 1
+
+    def layer(part):
+        def write(tar):
+            for again in range(copies):
+                for number in sorted({number for number, _ in part}):
+                    names = (path for copy, path in part if copy == number)
+                    _pack(room, tar, names, f"again{again}-{number}/")
+        return write
+    return _made(room, name, [layer(part) for part in parts])
+
+
+def of_entries(room, name, entries, large_mb):
+    """A layer of so many small files and directories, of our own making, and one of large files."""
+    chance = random.Random(entries)
+    words = " ".join(f"{chance.randrange(1 << 24):x}" for _ in range(40_000)).encode()
+
+    def small(tar):
+        with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as out:
+            for number in range(entries):
+                member = tarfile.TarInfo(f"many/{number // 2500:03}/{number // 50:05}/file-{number:06}")
+                member.size = chance.randrange(8192)
+                start = chance.randrange(len(words) - member.size)
+                out.addfile(member, io.BytesIO(words[start:start + member.size]))
+
+    def large(tar):
+        found = [(path, size) for path, size in _files(Path("/usr/lib")) if size >= LARGE]
+        sizes = itertools.accumulate(size for _, size in found)
+        _pack(room, tar, (os.fsencode(path[1:]) for (path, _), sum_ in zip(found, sizes)
+                          if sum_ < large_mb * 1_000_000))
+    return _made(room, name, [small, large] if large_mb else [small])
+
+
+def _made(room, name, layers):
+    """An image of layers that functions write, compressed by umoci."""
+    layout, tar = room.dir / name, room.dir / f"{name}.tar"
     image = f"{layout}:bench"
     room.run("umoci", "init", "--layout", layout)
     room.run("umoci", "new", "--image", image)
-    for folder in folders:
-        names = b"\0".join(_first_files(Path("/usr") / folder, layer_mb * 1_000_000))
-        with room.log.open("a") as log:
-            # GNU tar ends with 1 when a file changes meanwhile.
-            subprocess.run(["tar", "-C", "/", "--null", "--no-recursion", "-T", "-", "-cf", tar],
-                           input=names, stderr=log, check=False)
+    for write in layers:
+        write(tar)
         room.run("umoci", "raw", "add-layer", "--image", image, tar)
-    tar.unlink()
+        tar.unlink()
     return f"oci:{image}"
+
+
+def _pack(room, tar, names, prefix=""):
+    """Appends files of this machine to an archive, below a prefix."""
+    with room.log.open("a") as log:
+        # GNU tar ends with 1 when a file changes meanwhile.
+        subprocess.run(["tar", "-C", "/", "--null", "--no-recursion", f"--transform=flags=rSh;s,^,{prefix},",
+                        "-T", "-", "-rf", tar], input=b"\0".join(names), stderr=log, check=False)
+
+
+def _files(folder):
+    """Regular files below a folder by name, with their sizes."""
+    for directory, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(directory, name)
+            if os.path.isfile(path) and not os.path.islink(path):
+                yield path, os.path.getsize(path)
 
 
 def _first_files(folder, size_max):
@@ -95,3 +168,8 @@ class Layout:
         (self.dir / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
         index = {"schemaVersion": 2, "manifests": [descriptor]}
         (self.dir / "index.json").write_text(json.dumps(index))
+
+
+def layout_of(source):
+    """Of `oci:DIR:TAG`."""
+    return Layout(source.removeprefix("oci:").rsplit(":", 1)[0])

@@ -9,6 +9,7 @@ import link
 import measure as m
 import peers
 import plot
+import pullers
 from image import Layout
 from ours import Ours
 from report import Group, number, ratio
@@ -39,7 +40,7 @@ class Scene:
 
     def _learn(self):
         """The indexes in a cache, and in the registry; the trace of a start."""
-        image_name = self.reference(PLAIN)
+        image_name = f"docker://{self.reference(PLAIN)}"
         self.indexed.index(image_name)
         self.artifact = self.indexed.run("index", "push", image_name).strip()
         self.trace = self.room.dir / "trace"
@@ -50,7 +51,7 @@ class Scene:
 
     def reference(self, name):
         """Through the link."""
-        return f"docker://{self.link.address}/{name}"
+        return f"{self.link.address}/{name}"
 
     def start(self, rootfs):
         """What the whole is for."""
@@ -79,7 +80,7 @@ def _ours(scene, name, indexed, options):
 
     def measure(directory, ours):
         mountpoint = scene.room.new(directory / "mnt")
-        ours.mount(scene.reference(name), mountpoint, *options())
+        ours.mount(f"docker://{scene.reference(name)}", mountpoint, *options())
         scene.start(mountpoint)
         return lambda: ours.unmount(mountpoint)
     return prepare, measure
@@ -87,24 +88,14 @@ def _ours(scene, name, indexed, options):
 
 def _umoci(scene):
     def measure(directory, _):
-        layout = f"{directory}/layout:bench"
-        scene.room.run("skopeo", "copy", "-q", "--src-tls-verify=false", scene.reference(PLAIN),
-                       f"oci:{layout}")
-        scene.room.run("umoci", "unpack", "--image", layout, directory / "bundle")
-        scene.start(directory / "bundle/rootfs")
+        scene.start(pullers.umoci(scene.room, scene.reference(PLAIN), directory))
     return lambda _: None, measure
 
 
 def _podman(scene):
     def measure(directory, _):
-        podman = ("podman", "--root", directory / "root", "--runroot", directory / "run",
-                  "--storage-driver", "overlay")
-        reference = scene.reference(PLAIN)
-        scene.room.run(*podman, "pull", "-q", "--tls-verify=false", reference)
-        name = reference.removeprefix("docker://")
-        rootfs = scene.room.run(*podman, "image", "mount", name).strip()
-        scene.start(rootfs)
-        return lambda: scene.room.run(*podman, "image", "unmount", name)
+        scene.start(pullers.podman(scene.room, scene.reference(PLAIN), directory))
+        return lambda: pullers.podman_end(scene.room, scene.reference(PLAIN), directory)
     return lambda _: None, measure
 
 
@@ -115,8 +106,7 @@ def _stargz(scene):
 
     def measure(directory, store):
         mountpoint = scene.room.new(directory / "mnt")
-        reference = scene.reference(ESTARGZ).removeprefix("docker://")
-        store.mount(reference, scene.estargz.manifest()["layers"], mountpoint)
+        store.mount(scene.reference(ESTARGZ), scene.estargz.manifest()["layers"], mountpoint)
         scene.start(mountpoint)
 
         def end():
@@ -168,11 +158,11 @@ def _group(scene, times, sizes):
     pulling = min(time["skopeo copy + umoci unpack"], time["podman pull"])
     ours, estargz = "layoutfs, index cached", "layoutfs, eStargz"
     store = "stargz-store, eStargz"
-    group.budget("bytes of the image, index cached", 100 * size[ours] / plain_mb, 10, "%")
-    group.budget("bytes of the image, eStargz", 100 * size[estargz] / estargz_mb, 10, "%")
-    group.budget("time, index cached, by the faster pull", time[ours] / pulling, 0.25)
-    group.budget("time, eStargz, by the faster pull", time[estargz] / pulling, 0.25)
-    group.budget("time, eStargz, by stargz-store", time[estargz] / time[store], 1)
+    group.budget("lazy bytes", 100 * size[ours] / plain_mb)
+    group.budget("lazy bytes estargz", 100 * size[estargz] / estargz_mb)
+    group.budget("lazy time", time[ours] / pulling)
+    group.budget("lazy time estargz", time[estargz] / pulling)
+    group.budget("lazy by stargz", time[estargz] / time[store])
     for name in list(time)[:5]:
         group.cell(f"{number(time[name])} s, {number(size[name])} MB")
     for peer in ("skopeo copy + umoci unpack", "podman pull"):

@@ -30,6 +30,19 @@ class Ours:
         """Ends the mount and its process."""
         self.run("unmount", mountpoint)
 
+    def status(self, mountpoint):
+        """What a mount tells about itself."""
+        told = json.loads(self.run("status", mountpoint, "--json"))
+        return told[0] if isinstance(told, list) else told
+
+    def messages(self, mountpoint):
+        """FUSE messages so far that a mount has answered."""
+        return sum(self.status(mountpoint)["messages"].values())
+
+    def requests(self, mountpoint):
+        """Requests so far that a mount has sent to a registry."""
+        return self.status(mountpoint)["requests"]
+
     def index(self, image):
         """Makes the indexes of an image's layers, and leaves nothing else in the cache."""
         self.run("index", "build", image)

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+import budget
 import measure
 from room import PLACE, REPOSITORY
 
@@ -30,9 +31,9 @@ class Group:
         """The next column of the line in results.md."""
         self.cells.append(text)
 
-    def budget(self, what, value, limit, unit="x"):
-        """What design asks for: at most the limit."""
-        self.budgets.append({"what": what, "value": value, "limit": limit, "unit": unit})
+    def budget(self, key, value):
+        """What was measured of one of `budget.LIMITS`."""
+        self.budgets.append(budget.Kept(key, value, self.image))
 
     def text(self):
         """For people."""
@@ -41,11 +42,7 @@ class Group:
             spread = f"[{number(row['low'])}..{number(row['high'])}]"
             lines.append(f"  {row['what']:<34} {row['side']:<32} {number(row['median']):>9} "
                          f"{row['unit']:<4} {spread}")
-        for budget in self.budgets:
-            met = "met" if budget["value"] <= budget["limit"] else "NOT met"
-            lines.append(f"  {budget['what']}: {number(budget['value'])} {budget['unit']}, "
-                         f"budget {budget['limit']} {budget['unit']}: {met}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(kept.text() for kept in self.budgets)])
 
 
 def number(value):
@@ -73,13 +70,21 @@ class Report:
 
     def save(self):
         """Everything, each sample of it, in one file; returns where."""
-        groups = [{"heading": group.heading, "image": group.image, "rows": group.rows,
-                   "budgets": group.budgets} for group in self.groups]
-        told = {"date": self.date, "commit": self.commit, "machine": self.machine, "groups": groups}
+        groups = [{"heading": group.heading, "image": group.image, "rows": group.rows}
+                  for group in self.groups]
+        budgets = [{"key": kept.key, "row": kept.limit.row, "what": kept.limit.what, "value": kept.value,
+                    "limit": kept.limit.limit, "unit": kept.limit.unit, "met": kept.met,
+                    "image": kept.image} for kept in self.kept()]
+        told = {"date": self.date, "commit": self.commit, "machine": self.machine, "groups": groups,
+                "budgets": budgets}
         moment = datetime.datetime.now().strftime("%Y%m%dT%H%M%S")
         path = PLACE / f"bench-{moment}.json"
         path.write_text(json.dumps(told, indent=1) + "\n")
         return path
+
+    def kept(self):
+        """The budgets of all groups; those of the extender, which has a run of its own, as recorded."""
+        return [kept for group in self.groups for kept in group.budgets] + budget.recorded_extension()
 
     def publish(self, group):
         """A line in results.md, and the plots that the README shows."""

@@ -22,9 +22,9 @@ tests)
     # fixture image.
     packages="$packages docker-registry umoci runc podman zstd gzip tar curl debootstrap
               debian-archive-keyring attr libcap2-bin python3 dpkg util-linux passwd uidmap
-              nginx openssl procps"
+              nginx openssl procps pigz"
     programs="$programs docker-registry umoci runc podman debootstrap setfattr setcap zstd python3
-              gzip tar dpkg-deb curl flock useradd newuidmap newgidmap setpriv unshare nginx openssl ps"
+              gzip tar dpkg-deb curl flock useradd newuidmap newgidmap setpriv unshare nginx openssl ps unpigz"
     ;;
 *) echo "usage: setup-debian.sh build|demo|extension|tests" >&2; exit 2 ;;
 esac
