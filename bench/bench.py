@@ -18,6 +18,7 @@ import growth
 import index_cost
 import lazy_start
 import random_reads
+import sizes
 from report import Report
 from room import Failed, Room, needed
 
@@ -27,6 +28,7 @@ GROUPS = {
     "growth": growth,
     "random_reads": random_reads,
     "lazy_start": lazy_start,
+    **sizes.GROUPS,
 }
 
 

@@ -31,8 +31,9 @@ def of_files(room, name, wanted, total_mb, copies=1):
     """Three layers with files of /usr whose size is wanted, of so many MB before compression: the same
     files again in other directories where there are too few, and where copies are asked for.
     """
-    layers, whole = 3, total_mb * 1_000_000
-    found = [(path, size) for path, size in _files(Path("/usr")) if wanted(size)]
+    layers, whole = 3, int(total_mb * 1_000_000)
+    found = [(path, size) for path, size in _files(Path("/usr"))
+             if wanted(size) and size <= whole // layers]
     parts, taken, copy = [[] for _ in range(layers)], 0, 0
     while taken < whole:
         for path, size in found:
