@@ -62,9 +62,10 @@ pub struct Options {
     )]
     pub index: IndexChoice,
     /// What to fetch before anybody asks: none, all, what the registry's trace of a use has (auto), or
-    /// what a FILE of --record has (./FILE, if it has such a name)
-    #[arg(long, global = true, value_name = "none|all|auto[:USE]|FILE", default_value = "none")]
-    pub prefetch: String,
+    /// what a FILE of --record has (./FILE, if it has such a name) [default: what landmarks of eStargz
+    /// layers say]
+    #[arg(long, global = true, value_name = "none|all|auto[:USE]|FILE")]
+    pub prefetch: Option<String>,
     /// When the layout view serves bytes of a blob: strict (only proved blobs) or stream (as they
     /// come, but the end only when proved)
     #[arg(long, global = true, value_enum, default_value = "stream")]

@@ -60,6 +60,8 @@ pub struct Wanted<'a> {
     pub working_directory: Option<String>,
     /// What the command prints goes to standard error.
     pub quiet_stdout: bool,
+    /// The command is one of the image's.
+    pub starts: bool,
     /// Asked when the rootfs is known.
     pub bind_late: Option<BindLate<'a>>,
 }
@@ -104,6 +106,7 @@ impl<'a> Wanted<'a> {
             terminal,
             working_directory: None,
             quiet_stdout: false,
+            starts: true,
             bind_late: None,
         })
     }
@@ -126,7 +129,8 @@ impl<'a> Wanted<'a> {
         let scratch = Some(scratch.path().to_owned());
         let view = ViewKind::Rootfs;
         let record = self.container.record.as_deref().map(absolute).transpose()?;
-        Ok(Plan { image, view, hows, mountpoint, upper: Some(upper), scratch, record })
+        let (upper, starts) = (Some(upper), self.starts);
+        Ok(Plan { image, view, hows, mountpoint, upper, scratch, record, starts })
     }
 
     /// Mounts the root filesystem at `rootfs` when its view is there, and writes `config.json`

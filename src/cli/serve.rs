@@ -55,6 +55,8 @@ pub struct Plan<'a> {
     pub scratch: Option<PathBuf>,
     /// Where to write what is needed.
     pub record: Option<PathBuf>,
+    /// What is in the image is going to be started.
+    pub starts: bool,
 }
 
 /// Everything that a running mount consists of.
@@ -92,7 +94,7 @@ pub fn run(
     let hows = announce(context, &open, view, Told::Everything)?;
     let upper = args.upper.as_ref().map(absolute).transpose()?;
     let record = args.record.as_ref().map(absolute).transpose()?;
-    let plan = Plan { image, view, hows, mountpoint, upper, scratch: None, record };
+    let plan = Plan { image, view, hows, mountpoint, upper, scratch: None, record, starts: true };
     let daemon = Daemon::new(context, open, plan)?;
     daemon.serve(Some(claim), |mounted| {
         if args.no_wait {
@@ -118,7 +120,7 @@ impl<'a> Daemon<'a> {
         // Started through /proc/self/exe, it would be called `exe`. A name is not worth failing
         // for.
         let _ = rustix::thread::set_name(c"layoutfs");
-        let ahead = traces::wanted(context, &open)?;
+        let ahead = traces::wanted(context, &open, plan.starts)?;
         let begin = |path: PathBuf| Recording::begin(open.clone(), &path);
         let recording = plan.record.map(begin).transpose()?;
         let run = context.run_directory()?;
@@ -317,7 +319,7 @@ impl<'a> Daemon<'a> {
     fn reporter(&self) -> Result<impl Fn() -> Status + Send + 'static> {
         let (open, pending) = (self.open.clone(), self.pending.clone());
         let (counters, prefetched) = (self.counters.clone(), self.prefetched.clone());
-        let record = self.record.clone();
+        let (record, is_asked) = (self.record.clone(), self.context.options.prefetch.is_some());
         let log = self.run.log(&record.mountpoint);
         let layers = match self.kind {
             ViewKind::Layout => open.image.layers().unwrap_or_default(),
@@ -327,6 +329,8 @@ impl<'a> Daemon<'a> {
         let layers: Vec<_> = layers.into_iter().zip(hows).collect();
         Ok(move || {
             let prefetch = prefetched.as_ref().map(|prefetched| prefetched.shown());
+            // Nobody has asked for what landmarks say: where there is none, nothing is told.
+            let prefetch = prefetch.filter(|shown| is_asked || shown.bytes_wanted > 0);
             let status = report(&record, &open, &layers, &pending, &counters, &log);
             Status { prefetch, ..status }
         })

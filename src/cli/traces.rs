@@ -77,17 +77,20 @@ impl Recording {
     }
 }
 
-/// What `--prefetch` says to fetch of `open`.
+/// What `--prefetch` says to fetch of `open`; where it says nothing, what landmarks say if the image
+/// is to be started.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`]: the file is no trace, or one of another image.
-pub fn wanted(context: &Context, open: &OpenImage) -> Result<Option<What>> {
-    let path = match context.options.prefetch.as_str() {
-        "none" => return Ok(None),
-        "all" => return Ok(Some(What::All)),
-        "auto" => return Ok(found(context, open, DEFAULT_USE).map(What::Trace)),
-        path => match path.strip_prefix("auto:") {
-            Some(used_for) => return Ok(found(context, open, used_for).map(What::Trace)),
+pub fn wanted(context: &Context, open: &OpenImage, starts: bool) -> Result<Option<What>> {
+    let found = |used_for| found(context, open, used_for).map_or(What::Early, What::Trace);
+    let path = match context.options.prefetch.as_deref() {
+        None => return Ok(starts.then_some(What::Early)),
+        Some("none") => return Ok(None),
+        Some("all") => return Ok(Some(What::All)),
+        Some("auto") => return Ok(Some(found(DEFAULT_USE))),
+        Some(path) => match path.strip_prefix("auto:") {
+            Some(used_for) => return Ok(Some(found(used_for))),
             None => path,
         },
     };

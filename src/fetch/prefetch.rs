@@ -25,10 +25,16 @@ const LIMITS: AheadLimits = AheadLimits { gap: 256 << 10, len_max: 1 << 20, wave
 /// How often the same spans are tried when readers take them over.
 const TRIES_MAX: usize = 3;
 
+/// Bytes of all layers together that are fetched because their writers say that a start needs them:
+/// half a second of a fast line. Starts need some MB; a landmark can say anything.
+const EARLY_BYTES_MAX: u64 = 64 << 20;
+
 /// What to fetch.
 #[derive(Debug)]
 pub enum What {
-    /// Everything.
+    /// What is in front of the landmarks of layers.
+    Early,
+    /// That, and then everything.
     All,
     /// What a use needed, in its order.
     Trace(Trace),
@@ -101,9 +107,16 @@ type Wanted = Vec<(usize, ByteRange, Piece)>;
 pub async fn run(store: Arc<Store>, targets: Vec<Target>, what: What, progress: Arc<Progress>) {
     let targets = Arc::new(targets);
     if let Err(error) = store.source() {
-        tracing::info!(%error, "nothing is prefetched");
+        match what {
+            // Nobody has asked for it.
+            What::Early => tracing::debug!(%error, "nothing is prefetched"),
+            _ => tracing::info!(%error, "nothing is prefetched"),
+        }
     } else {
         let is_all = matches!(what, What::All);
+        if is_all || matches!(what, What::Early) {
+            early(&store, &targets, &progress).await;
+        }
         let (listing, of) = (store.clone(), targets.clone());
         match blocking(move || Ok(wanted(&listing, &of, &what))).await {
             Ok(wanted) => fetch(&store, &targets, &wanted, &progress).await,
@@ -116,6 +129,73 @@ pub async fn run(store: Arc<Store>, targets: Vec<Target>, what: What, progress: 
     progress.is_done.store(true, Ordering::Release);
 }
 
+/// Spans of a target that are fetched by one request.
+struct Early {
+    target: usize,
+    spans: Vec<usize>,
+    /// Bytes of those that are not here.
+    bytes: u64,
+}
+
+/// Fetches what the writers of layers say that a start needs, by one request for each layer.
+async fn early(store: &Arc<Store>, targets: &Arc<Vec<Target>>, progress: &Arc<Progress>) {
+    let (listing, of) = (store.clone(), targets.clone());
+    // It reads the disk, and does not fail.
+    let listed = blocking(move || Ok(marked(&listing, &of, EARLY_BYTES_MAX))).await;
+    let marked = listed.unwrap_or_default();
+    let bytes = marked.iter().map(|early| early.bytes).sum();
+    progress.wanted_bytes.fetch_add(bytes, Ordering::Relaxed);
+    let works = marked.into_iter().map(|Early { target, spans, bytes }| {
+        let (store, targets, progress) = (store.clone(), targets.clone(), progress.clone());
+        async move {
+            let target = &targets[target];
+            if let Err(error) = bring_early(&store, target, &spans).await {
+                progress.failed(&target.blob, &error);
+            }
+            progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    });
+    stream::iter(works).buffer_unordered(REQUESTS_MAX).collect::<()>().await;
+}
+
+async fn bring_early(store: &Arc<Store>, target: &Target, spans: &[usize]) -> Result<()> {
+    let Some(reader) = spans_of(target) else { return Ok(()) };
+    for _ in 0..TRIES_MAX {
+        store.line.free().await;
+        if reader.stream(spans).await? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What is in front of the landmarks of `targets`, and not all here: `bytes_max` of it, from the
+/// first layer on, whole spans. Reads the disk.
+fn marked(store: &Store, targets: &[Target], bytes_max: u64) -> Vec<Early> {
+    let (mut all, mut left) = (Vec::new(), bytes_max);
+    for (number, target) in targets.iter().enumerate() {
+        let Some(reader) = spans_of(target).filter(|_| !is_here(store, target)) else { continue };
+        let ranges = (0..reader.early()).map(|i| reader.range_of(i));
+        let spans: Vec<usize> = (0..fitting(ranges, &mut left)).collect();
+        let absent = spans.iter().filter(|i| !reader.is_resident(**i));
+        let bytes = absent.map(|i| reader.range_of(*i).len()).sum();
+        if bytes > 0 {
+            all.push(Early { target: number, spans, bytes });
+        }
+    }
+    all
+}
+
+/// How many of `ranges`, from the first one on, have at most `left` bytes, which are taken from it.
+fn fitting(ranges: impl Iterator<Item = ByteRange>, left: &mut u64) -> usize {
+    let mut count = 0;
+    for range in ranges {
+        let Some(rest) = left.checked_sub(range.len()) else { break };
+        (count, *left) = (count + 1, rest);
+    }
+    count
+}
+
 async fn fetch(
     store: &Arc<Store>,
     targets: &Arc<Vec<Target>>,
@@ -124,7 +204,7 @@ async fn fetch(
 ) {
     let ranges: Vec<_> = wanted.iter().map(|(target, range, _)| (*target, *range)).collect();
     let bytes = ranges.iter().map(|(_, range)| range.len()).sum();
-    progress.wanted_bytes.store(bytes, Ordering::Relaxed);
+    progress.wanted_bytes.fetch_add(bytes, Ordering::Relaxed);
     let works: Vec<_> = plan_ahead(&ranges, LIMITS)
         .into_iter()
         .map(|together| {
@@ -175,6 +255,7 @@ fn spans_of(target: &Target) -> Option<&Arc<SpanReader>> {
 fn wanted(store: &Store, targets: &[Target], what: &What) -> Wanted {
     let mut list = Listing { store, targets, seen: vec![None; targets.len()], wanted: Vec::new() };
     match what {
+        What::Early => {}
         What::All => {
             for (target, Target { blob, .. }) in targets.iter().enumerate() {
                 list.add(target, ByteRange::new(0, blob.size));
@@ -242,5 +323,23 @@ async fn name_whole(store: &Arc<Store>, targets: &[Target], progress: &Progress)
         if is_whole && let Err(error) = store.bring_behind(&target.blob).await {
             progress.failed(&target.blob, &error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_at_the_end_of_a_large_layer_does_not_bring_all_of_it() {
+        let gigabytes = (0..10_240u64).map(|i| ByteRange::at(i << 20, 1 << 20));
+        let mut left = EARLY_BYTES_MAX;
+        assert_eq!(fitting(gigabytes.clone(), &mut left), 64);
+        assert_eq!(left, 0);
+        assert_eq!(fitting(gigabytes, &mut left), 0, "the limit is of all layers together");
+        let mut left = 100;
+        let ranges = [60, 50, 40].map(|len| ByteRange::at(0, len));
+        assert_eq!(fitting(ranges.into_iter(), &mut left), 1, "from the first one on");
+        assert_eq!(left, 40);
     }
 }

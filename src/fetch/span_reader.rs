@@ -2,6 +2,7 @@
 
 mod pieces;
 mod prefetch;
+mod streamed;
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt as _;
@@ -21,6 +22,7 @@ use super::flight::{Flights, Turn};
 use super::proved::{Place, Proved};
 use super::store::{self, Store};
 use super::{Deadline, Distrust, hedge};
+use crate::layout::index::landmark::spans_in_front;
 use crate::layout::index::{LayerIndex, Span};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
@@ -42,6 +44,8 @@ pub struct SpanReader {
     index: LayerIndex,
     /// Tells its spans from those of other readers in memory.
     number: u64,
+    /// How many spans are in front of the landmark of the layer's writer.
+    early: usize,
     fetching: Flights<usize>,
     /// Spans that are fetched for no reader yet, and how to stop that.
     ahead_of_use: Mutex<HashMap<usize, Arc<Notify>>>,
@@ -58,6 +62,7 @@ impl SpanReader {
         let (spans, windows) = (index.spans.clone(), index.windows.clone());
         SpanReader {
             number: store.new_reader(),
+            early: spans_in_front(index),
             store,
             layer,
             index: LayerIndex { entries: Vec::new(), spans, windows, ..*index },

@@ -17,6 +17,7 @@ mod hostile;
 mod hydrate_app;
 mod image_works;
 mod indexes;
+mod landmarks;
 mod layouts;
 mod lifecycle;
 mod listing_works;

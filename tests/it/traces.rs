@@ -93,7 +93,7 @@ impl Setting {
     }
 }
 
-fn status(mount: &Mount) -> Value {
+pub fn status(mount: &Mount) -> Value {
     let path = mount.path().display().to_string();
     let json = mount.room().layoutfs(&["status", "--json", &path]);
     serde_json::from_str(&json).expect("status prints JSON")

@@ -126,6 +126,7 @@ impl Extension<'_> {
         let mut wanted = Wanted::new(image, &container, &command, false)?;
         wanted.working_directory = Some("/".to_owned());
         wanted.quiet_stdout = context.options.json;
+        wanted.starts = false;
         wanted.bind_late = Some(Box::new(|tree| {
             let decision = self.decide(tree, has_triggers)?;
             context.say(format_args!("mode: {}: {}", decision.name(), decision.reason));

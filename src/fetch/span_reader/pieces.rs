@@ -151,7 +151,8 @@ impl SpanReader {
         let mut pieces = Pieces::default();
         loop {
             let first = claim.requests.len();
-            let (resident, awaited) = self.claim(ranges, trusts_others, &pieces, of, claim);
+            let (resident, awaited) =
+                self.claim(ranges, trusts_others, &pieces, of, REQUEST_BYTES_MAX, claim);
             pieces.all.extend(self.read_part(&resident));
             let requests = &claim.requests[first..];
             let fetching: Vec<_> = requests.iter().map(|one| self.fetch(source, one)).collect();
@@ -177,13 +178,26 @@ impl SpanReader {
         }
     }
 
-    /// Claims what of `ranges` nobody has or fetches. What of them is on disk, and whom to wait for.
+    /// Claims what of `ranges` nobody has or fetches, however long that is: which requests bring it.
+    pub(super) fn claim_long(
+        &self,
+        ranges: &[ByteRange],
+        of: &For,
+        claim: &mut Claim<'_>,
+    ) -> Vec<ByteRange> {
+        self.claim(ranges, true, &Pieces::default(), of, u64::MAX, claim);
+        claim.requests.iter().map(|request| request.range).collect()
+    }
+
+    /// Claims what of `ranges` nobody has or fetches, in requests of up to `len_max` bytes. What of
+    /// them is on disk, and whom to wait for.
     fn claim(
         &self,
         ranges: &[ByteRange],
         trusts_others: bool,
         pieces: &Pieces,
         of: &For,
+        len_max: u64,
         claim: &mut Claim<'_>,
     ) -> (Vec<ByteRange>, Vec<Awaited>) {
         // Whoever ends a claim has put its bytes on disk before: the disk is looked at while none
@@ -205,7 +219,7 @@ impl SpanReader {
             }
             coming.iter().for_each(|one| known.insert(one.range));
         }
-        for range in requests_for(ranges, &known) {
+        for range in requests_for(ranges, &known, len_max) {
             let (outcome, of) = (watch::Sender::new(None), of.clone());
             claim.requests.push(Arc::new(Request { range, outcome, of }));
             coming.extend(claim.requests.last().cloned());
@@ -249,7 +263,7 @@ fn both(set: &RangeSet, range: &ByteRange) -> Vec<ByteRange> {
 
 /// What to ask for, so that `ranges` are here. What lies between two of them comes along, unless it
 /// is `known` already.
-fn requests_for(ranges: &[ByteRange], known: &RangeSet) -> Vec<ByteRange> {
-    let requests = plan::plan_fetch(ranges, known, GAP_BYTES, REQUEST_BYTES_MAX);
+fn requests_for(ranges: &[ByteRange], known: &RangeSet, len_max: u64) -> Vec<ByteRange> {
+    let requests = plan::plan_fetch(ranges, known, GAP_BYTES, len_max);
     requests.into_iter().flat_map(|request| known.missing(request)).collect()
 }

@@ -10,13 +10,14 @@ use tokio::sync::Notify;
 use super::pieces::For;
 use super::{SpanReader, blocking};
 use crate::fetch::error::Result;
+use crate::fetch::flight::Turn;
 use crate::fetch::proved::Proved;
 use crate::layout::Digest;
 use crate::layout::index::Proof;
 use crate::layout::range::ByteRange;
 
 /// What is said of spans while they are fetched ahead of use.
-struct Claim<'a> {
+pub(super) struct Claim<'a> {
     reader: &'a SpanReader,
     spans: &'a [usize],
 }
@@ -95,20 +96,8 @@ impl SpanReader {
     /// They cannot be had, or are wrong. No reader hears of it.
     pub(in crate::fetch) async fn prefetch(self: &Arc<Self>, spans: &[usize]) -> Result<bool> {
         let stop = Arc::new(Notify::new());
-        {
-            let mut claims = self.ahead_of_use.lock().unwrap_or_else(PoisonError::into_inner);
-            claims.extend(spans.iter().map(|i| (*i, stop.clone())));
-        }
-        let _claim = Claim { reader: self, spans };
-        let (mut turns, mut absent) = (Vec::new(), Vec::new());
-        for &i in spans {
-            // Who waited for a turn would keep others waiting with the turns that it has.
-            let Some(turn) = self.fetching.try_enter(i) else { continue };
-            if !self.is_resident(i) {
-                turns.push(turn);
-                absent.push(i);
-            }
-        }
+        let _claim = self.claim_ahead_of_use(spans, &stop);
+        let (absent, _turns): (Vec<usize>, Vec<Turn>) = self.absent(spans).into_iter().unzip();
         if absent.is_empty() {
             return Ok(true);
         }
@@ -118,15 +107,43 @@ impl SpanReader {
         }
     }
 
-    async fn bring(self: &Arc<Self>, spans: Vec<usize>, stop: Arc<Notify>) -> Result<()> {
+    /// Says that `spans` are fetched for no reader, and how to stop that.
+    pub(super) fn claim_ahead_of_use<'a>(
+        &'a self,
+        spans: &'a [usize],
+        stop: &Arc<Notify>,
+    ) -> Claim<'a> {
+        let mut claims = self.ahead_of_use.lock().unwrap_or_else(PoisonError::into_inner);
+        claims.extend(spans.iter().map(|i| (*i, stop.clone())));
+        Claim { reader: self, spans }
+    }
+
+    /// Those of `spans` that are not here and that nobody works on: they are ours until their turns
+    /// end.
+    pub(super) fn absent(&self, spans: &[usize]) -> Vec<(usize, Turn)> {
+        // Who waited for a turn would keep others waiting with the turns that it has.
+        let turns = spans.iter().filter_map(|i| Some((*i, self.fetching.try_enter(*i)?)));
+        turns.filter(|(i, _)| !self.is_resident(*i)).collect()
+    }
+
+    /// There is a place for `ranges`, and none of them was found wrong just now.
+    ///
+    /// # Errors
+    /// How one was found wrong.
+    pub(super) fn may_bring(&self, ranges: &[ByteRange]) -> Result<bool> {
         let blob = &self.layer.blob;
-        let ranges: Vec<ByteRange> = spans.iter().map(|&i| self.range_of(i)).collect();
         if !self.has_room(ranges.iter().map(ByteRange::len).sum()) {
             tracing::debug!(layer = %blob.digest, "no room for what nobody needs yet");
-            return Ok(());
+            return Ok(false);
         }
-        for range in &ranges {
-            self.store.just_disproved(blob, *range)?;
+        ranges.iter().try_for_each(|range| self.store.just_disproved(blob, *range))?;
+        Ok(true)
+    }
+
+    async fn bring(self: &Arc<Self>, spans: Vec<usize>, stop: Arc<Notify>) -> Result<()> {
+        let ranges: Vec<ByteRange> = spans.iter().map(|&i| self.range_of(i)).collect();
+        if !self.may_bring(&ranges)? {
+            return Ok(());
         }
         let source = self.store.source()?;
         let mut claim = self.coming.claim();

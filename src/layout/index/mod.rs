@@ -3,6 +3,7 @@
 //! Every layer format is a parser to this one form; after parsing nobody asks which it was.
 
 mod check;
+pub mod landmark;
 pub mod saved;
 pub mod scan;
 pub mod spans;

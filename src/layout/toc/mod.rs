@@ -30,6 +30,7 @@ use super::codec::{Decoded, Decoder};
 use super::digest::Digest;
 use super::entry::{Attributes, Entry, EntryKind};
 use super::error::Error;
+use super::index::landmark::is_landmark;
 use super::index::scan::Scanner;
 use super::index::spans::SpanBuilder;
 use super::index::{Codec, LayerIndex, Origin, Span, check, is_seekable};
@@ -47,9 +48,6 @@ const TOC_TAR_EXTRA_BYTES_MAX: u64 = 1 << 20;
 
 /// The name of eStargz's table in the tar.
 const TOC_PATH: &[u8] = b"stargz.index.json";
-
-/// eStargz's marks for what is to be fetched early; who adds one writes the tar anew.
-const LANDMARKS: [&[u8]; 2] = [b".prefetch.landmark", b".no.prefetch.landmark"];
 
 /// Reads the table of contents of the layer with this DiffID: `stored` is what the blob has at
 /// [`Location::blob`].
@@ -86,7 +84,8 @@ fn read(location: &Location, stored: &[u8], diff_id: Digest) -> Result<LayerInde
     let mut entries = json::read(toc.json(), &mut chunks)?;
     let (mut spans, mut tar_size) = chunks.finish(location.codec(), &mut entries)?;
     let mut windows = Vec::new();
-    if let Some(member) = toc.member.filter(|_| has_landmark(&entries)) {
+    let has_landmark = entries.iter().any(|entry| is_landmark(&entry.path));
+    if let Some(member) = toc.member.filter(|_| has_landmark) {
         let base = ByteRange::at(tar_size, member.tar_size);
         entries.push(shifted(member.entry, base.start));
         spans.extend(member.spans.into_iter().map(|span| moved(span, location.blob.start, base)));
@@ -99,10 +98,6 @@ fn read(location: &Location, stored: &[u8], diff_id: Digest) -> Result<LayerInde
     let index = LayerIndex { origin, artifact, diff_id, tar_size, entries, spans, windows };
     check(&index)?;
     Ok(index)
-}
-
-fn has_landmark(entries: &[Entry]) -> bool {
-    entries.iter().any(|entry| LANDMARKS.contains(&entry.path.as_slice()))
 }
 
 /// An entry whose chunks are counted from `base`.
