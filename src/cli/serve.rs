@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -369,6 +370,7 @@ fn report(
         set_aside: set_aside(&open.asked),
         errors: asked.errors,
         bytes_fetched: asked.bytes,
+        bytes_passed: open.store.passed.load(Ordering::Relaxed),
         bytes_read: counters.bytes_read(),
         files_pushed: counters.pushes(),
         bytes_total: layers.iter().fold(0, |sum, (l, _)| l.blob.size.saturating_add(sum)),

@@ -7,6 +7,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
@@ -170,6 +171,7 @@ fn scan(
         }
         sink.take_blob(bytes, scanner.take_starts());
         at = range.end;
+        store.passed.fetch_add(range.len(), Ordering::Relaxed);
         if let Some(follower) = &follower {
             follower.advance(at);
         }

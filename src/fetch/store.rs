@@ -83,6 +83,8 @@ pub struct Store {
     pub uses: Uses,
     /// Readers, before whom nobody asks who fetches ahead of them.
     pub line: Arc<Line>,
+    /// Bytes of blobs, as stored, that first passes have decoded so far.
+    pub passed: AtomicU64,
     readers: AtomicU64,
     arrivals: Arc<Mutex<Arrivals>>,
     flights: Flights<Digest>,
@@ -98,6 +100,7 @@ impl Store {
             spans: Spans::new(config.spans_bytes_max),
             uses: Uses::default(),
             line: Arc::default(),
+            passed: AtomicU64::new(0),
             readers: AtomicU64::new(0),
             config,
             arrivals: Arc::default(),

@@ -46,6 +46,9 @@ pub struct Status {
     pub errors: u64,
     /// Bytes that came from a source.
     pub bytes_fetched: u64,
+    /// Bytes of blobs, as stored, that first passes of this mount have decoded.
+    #[serde(default)]
+    pub bytes_passed: u64,
     /// Content bytes that the kernel was sent.
     pub bytes_read: u64,
     /// Files that the kernel was sent with their directory, because everything was read.
@@ -167,6 +170,7 @@ mod tests {
             set_aside: Vec::new(),
             errors: 0,
             bytes_fetched: 0,
+            bytes_passed: 0,
             bytes_read: 0,
             files_pushed: 0,
             bytes_total: 0,

@@ -238,6 +238,7 @@ fn status_says_what_was_fetched_and_how_layers_are_read() {
     let mount = room.mount(&layout, &[]);
     let shown = status(&mount);
     assert_eq!(shown["bytes_fetched"].as_u64(), Some(image.layer_bytes()));
+    assert_eq!(shown["bytes_passed"].as_u64(), Some(image.layer_bytes()), "one pass, no more");
     assert_eq!(shown["layers"].as_array().map(Vec::len), Some(5));
     assert_eq!(shown["layers"][0]["how"], "local");
     assert_eq!(shown["ready"], true);
