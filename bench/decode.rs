@@ -1,8 +1,10 @@
-//! What each step of a first pass costs, in one thread: `cargo bench --bench decode -- [LAYER] [ROUNDS]`.
+//! What each step of a first pass costs, in one thread: `cargo bench --bench decode -- [LAYER [ROUNDS
+//! [STEP]]]`.
 //!
-//! All steps take turns in every round, over a layer blob in memory (64 MiB of our own making when none
-//! is named); prints one JSON document with the seconds of each round. Of the two that differ only in
-//! seek points, each is the other one's comparison.
+//! All steps, or the one that is named, take turns in every round, over a layer blob in memory (64 MiB
+//! of our own making when none is named). Prints the medians for people on standard error, and one JSON
+//! document with the seconds of each round. Of the two that differ only in seek points, each is the
+//! other one's comparison.
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -32,6 +34,9 @@ const READ_BYTES: usize = 256 << 10;
 
 /// Places that are read at random in each round.
 const PLACES: u64 = 200;
+
+/// Reads that are planned in each round.
+const PLANS: u64 = 10_000;
 
 /// Decodes everything into `sink`.
 fn inflate(blob: &[u8], sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -137,6 +142,26 @@ fn random_spans(blob: &[u8], index: &LayerIndex) -> Result<()> {
     Ok(())
 }
 
+/// The headers of an uncompressed layer, and past its content.
+fn scanned(tar_bytes: &[u8]) -> Result<()> {
+    let (mut tar, mut entries) = (TarParser::new(), Vec::new());
+    for piece in tar_bytes.chunks(READ_BYTES) {
+        tar.push(piece, &mut entries)?;
+    }
+    tar.finish()?;
+    black_box(entries);
+    Ok(())
+}
+
+/// The spans of [`PLANS`] reads of 128 KiB.
+fn planned(index: &LayerIndex) {
+    for n in 0..PLANS {
+        let at = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % index.tar_size;
+        let size = (128 << 10).min(index.tar_size - at);
+        black_box(plan_spans(index, &[ByteRange::at(at, size)]));
+    }
+}
+
 fn opened(encoded: &[u8]) -> Result<()> {
     black_box(saved::decode(encoded)?);
     Ok(())
@@ -186,16 +211,31 @@ fn main() -> Result<()> {
     let rounds: usize = arguments.next().map_or(Ok(7), |n| n.parse())?;
     let index = index_of(&blob)?;
     let encoded = saved::encode(&index)?;
-    let steps: [Step<'_>; 8] = [
+    let mut tar_bytes = Vec::new();
+    inflate(&blob, &mut |bytes| {
+        tar_bytes.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    let wanted = arguments.next();
+    let mut steps: Vec<Step<'_>> = vec![
         ("inflate", Box::new(|| inflate(&blob, &mut |_| Ok(())))),
         ("pass without seek points", Box::new(|| without_points(&blob))),
         ("pass with seek points", Box::new(|| with_points(&blob))),
         ("inflating thread without", Box::new(|| inflating_thread(&blob, false))),
         ("inflating thread with", Box::new(|| inflating_thread(&blob, true))),
+        ("tar scan", Box::new(|| scanned(&tar_bytes))),
+        (
+            "10000 plans",
+            Box::new(|| {
+                planned(&index);
+                Ok(())
+            }),
+        ),
         ("index open", Box::new(|| opened(&encoded))),
         ("merge", Box::new(|| merged(&blob, &index))),
         ("200 random spans", Box::new(|| random_spans(&blob, &index))),
     ];
+    steps.retain(|step| wanted.as_ref().is_none_or(|name| name == step.0));
     let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); steps.len()];
     for round in 0..rounds {
         for n in 0..steps.len() {
@@ -204,6 +244,11 @@ fn main() -> Result<()> {
             (steps[step].1)()?;
             seconds[step].push(start.elapsed().as_secs_f64());
         }
+    }
+    for (step, taken) in steps.iter().zip(&seconds) {
+        let mut ordered = taken.clone();
+        ordered.sort_by(f64::total_cmp);
+        eprintln!("{:<26} {:>10.3} ms", step.0, 1000.0 * ordered[ordered.len() / 2]);
     }
     let seconds: BTreeMap<_, _> = steps.iter().map(|step| step.0).zip(seconds).collect();
     let told = serde_json::json!({
