@@ -11,13 +11,17 @@ first_contact).
 import argparse
 import os
 import sys
+import time
 
 import budget
 import first_contact
 import growth
 import index_cost
 import lazy_start
+import link_contact
+import overlap
 import random_reads
+import reads
 import sizes
 from report import Report
 from room import Failed, Room, needed
@@ -26,8 +30,11 @@ GROUPS = {
     "first_contact": first_contact,
     "index_cost": index_cost,
     "growth": growth,
+    "reads": reads,
     "random_reads": random_reads,
     "lazy_start": lazy_start,
+    **link_contact.GROUPS,
+    "overlap": overlap,
     **sizes.GROUPS,
 }
 
@@ -46,11 +53,17 @@ def main():
     for name in options.groups or GROUPS:
         say(f"{name}: {GROUPS[name].__doc__.splitlines()[0]}")
         with Room() as room:
+            began = time.monotonic()
             group = GROUPS[name].measure(room, options.rounds, options.tiny, say)
         report.groups.append(group)
+        say(f"{name}: took {time.monotonic() - began:.0f} s")
         print(group.text(), flush=True)
+        if not options.tiny:
+            report.keep(name, group)
         if options.record and not options.tiny:
             report.publish(group)
+    if options.record and not options.tiny:
+        report.publish_ratios()
     print(budget.table(report.kept()))
     print(f"every sample: {report.save()}")
 

@@ -30,6 +30,7 @@ LIMITS = {
     "first by umoci": Limit(FIRST, "by skopeo copy + umoci unpack", 0.35),
     "first by podman": Limit(FIRST, "by podman pull", 0.35),
     "first by tar": Limit(FIRST, "by curl | tar xz per layer", 0.8),
+    "first by unpigz": Limit(FIRST, "by the same with unpigz", 0.8),
     "link 1000": Limit(LINK, "1 Gbit/s, 10 ms: mounting by its floor", 1.15),
     "link 100": Limit(LINK, "100 Mbit/s, 30 ms: mounting by its floor", 1.15),
     "second": Limit(READ, "second read, warm, by ext4", 1.3),

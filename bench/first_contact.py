@@ -15,7 +15,7 @@ import link
 import measure as m
 import pullers
 from ours import Ours
-from report import Group, ratio
+from report import Group
 from room import Failed
 
 OURS = "layoutfs"
@@ -185,15 +185,17 @@ def measure_image(room, source, kind, rounds, say):
 
 def _tell(group, median):
     first = {side: median["first contact, cold", side] for side in SIDES}
-    tar = min(first[TAR], first[PIGZ])
     group.budget("first by umoci", first[OURS] / first[UMOCI])
     group.budget("first by podman", first[OURS] / first[PODMAN])
-    group.budget("first by tar", first[OURS] / tar)
-    for peer in (first[UMOCI], first[PODMAN], tar):
-        group.cell(ratio(first[OURS], peer))
+    group.budget("first by tar", first[OURS] / first[TAR])
+    group.budget("first by unpigz", first[OURS] / first[PIGZ])
+    for peer in PULLERS:
+        group.cell(group.versus(f"first contact, {peer}", first[OURS], first[peer]))
     second, again = "second read, warm", "remount, cold, offline"
     overlay = median["second read under overlayfs, warm", OURS] / median[second, UMOCI]
     by_ext4 = {row: median[row, OURS] / median[row, UMOCI] for row in (second, again)}
+    for row in (second, again):
+        group.versus(f"{row}, ext4", median[row, OURS], median[row, UMOCI])
     group.budget("second", by_ext4[second])
     group.budget("second messages", median["FUSE messages of the second read", OURS])
     group.budget("second overlay", overlay)

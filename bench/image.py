@@ -14,6 +14,7 @@ from room import REPOSITORY, Failed
 
 FIXTURES = Path(os.environ.get("BENCH_FIXTURES", REPOSITORY / "target/fixtures"))
 
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 LARGE, SMALL = 1 << 20, 32 << 10
 
 
@@ -169,6 +170,21 @@ class Layout:
         (self.dir / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
         index = {"schemaVersion": 2, "manifests": [descriptor]}
         (self.dir / "index.json").write_text(json.dumps(index))
+
+
+def in_one_frame(room, layout, directory):
+    """The image of a layout with each layer in one zstd frame, which nobody can enter but at its start."""
+    converted, packed = Layout(directory), room.dir / "layer.zst"
+    manifest = layout.manifest()
+    config = layout.blob(manifest["config"]["digest"]).read_bytes()
+    manifest["config"].update(converted.put(config))
+    for layer in manifest["layers"]:
+        room.run("sh", "-c", 'unpigz -c "$1" | zstd -q -f -o "$2"', "sh", layout.blob(layer["digest"]), packed)
+        layer.update(converted.put(packed.read_bytes()))
+        layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+zstd"
+    packed.unlink()
+    manifest["mediaType"] = MANIFEST  # umoci leaves it out
+    converted.put_image(manifest, "bench")
 
 
 def layout_of(source):

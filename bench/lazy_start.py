@@ -166,8 +166,9 @@ def _group(scene, times, sizes):
     for name in list(time)[:5]:
         group.cell(f"{number(time[name])} s, {number(size[name])} MB")
     for peer in ("skopeo copy + umoci unpack", "podman pull"):
-        group.cell(ratio(time[ours], time[peer]))
-    group.cell(f"{ratio(time[estargz], time[store])}, {ratio(size[estargz], size[store])}")
+        group.cell(group.versus(f"lazy start, {peer}", time[ours], time[peer]))
+    by_store = group.versus(f"lazy start, {store}", time[estargz], time[store])
+    group.cell(f"{by_store}, {ratio(size[estargz], size[store])}")
     is_ours = lambda name: name.startswith("layoutfs")
     title = f"Start of python3 from a {plain_mb:.0f} MB image, 1 Gbit/s, 10 ms: "
     group.plots["lazy-start.svg"] = plot.bars(

@@ -8,9 +8,9 @@ one directory (right only where no layer removes or replaces anything, as in the
 import json
 import urllib.request
 
+from image import MANIFEST
 from room import mounts_below
 
-ACCEPT = "application/vnd.oci.image.manifest.v1+json"
 EACH_LAYER = """set -e; tree=$1; shift
 for url; do { curl -sSf "$url" | tar -x %s -f - -C "$tree"; } & done
 for url; do wait -n; done"""
@@ -47,7 +47,7 @@ def layer_urls(reference):
     address, name = reference.split("/", 1)
     name, tag = name.rsplit(":", 1)
     place = f"http://{address}/v2/{name}"
-    request = urllib.request.Request(f"{place}/manifests/{tag}", headers={"Accept": ACCEPT})
+    request = urllib.request.Request(f"{place}/manifests/{tag}", headers={"Accept": MANIFEST})
     with urllib.request.urlopen(request) as answer:
         manifest = json.load(answer)
     return [f"{place}/blobs/{layer['digest']}" for layer in manifest["layers"]]

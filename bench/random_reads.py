@@ -116,7 +116,8 @@ def _tell(group, scene, samples, size_mb):
     for label in SIZES:
         group.cell(f"{median[label, OURS]:.2f} / {late[label, OURS]:.1f} ms")
         for side in list(scene.sides)[1:]:
-            group.cell(f"{ratio(median[label, OURS], median[label, side])} / "
+            by_side = group.versus(f"random {label}, {side}", median[label, OURS], median[label, side])
+            group.cell(f"{by_side} / "
                        f"{ratio(late[label, OURS], late[label, side])}")
     bars = [(f"{side}, {label}, {what}", values[label, side], side == OURS)
             for label in SIZES for what, values in (("median", median), ("p99", late))

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import budget
 import measure
+import plot
 from room import PLACE, REPOSITORY
+
+# The last measurement of each group.
+KEPT = PLACE / "groups"
 
 
 class Group:
@@ -18,7 +22,7 @@ class Group:
     def __init__(self, heading, image):
         # Of the table in results.md.
         self.heading, self.image = heading, image
-        self.rows, self.cells, self.budgets, self.plots = [], [], [], {}
+        self.rows, self.cells, self.budgets, self.ratios, self.plots = [], [], [], [], {}
 
     def row(self, what, side, unit, values):
         """Samples of one kind. Returns their median."""
@@ -34,6 +38,11 @@ class Group:
     def budget(self, key, value):
         """What was measured of one of `budget.LIMITS`."""
         self.budgets.append(budget.Kept(key, value, self.image))
+
+    def versus(self, what, ours, theirs):
+        """A bar of the plot of ratios; returns it as results.md has it."""
+        self.ratios.append((what, ours / theirs))
+        return ratio(ours, theirs)
 
     def text(self):
         """For people."""
@@ -66,7 +75,7 @@ class Report:
         told = subprocess.run(describe, stdout=subprocess.PIPE, text=True, check=False)
         self.commit = told.stdout.strip() or "unknown"
         self.date = datetime.date.today().isoformat()
-        self.groups = []
+        self.groups, self.names = [], set()
 
     def save(self):
         """Everything, each sample of it, in one file; returns where."""
@@ -83,8 +92,36 @@ class Report:
         return path
 
     def kept(self):
-        """The budgets of all groups; those of the extender, which has a run of its own, as recorded."""
-        return [kept for group in self.groups for kept in group.budgets] + budget.recorded_extension()
+        """The budgets of all groups. What this run has not measured is of the last one that has, or, for
+        the extender, of results.md.
+        """
+        kept = [kept for group in self.groups for kept in group.budgets]
+        for earlier in self._earlier():
+            kept += [budget.Kept(key, value, f"{image}; measured at {earlier['commit']}")
+                     for key, value, image in earlier["budgets"]]
+        return kept + budget.recorded_extension()
+
+    def keep(self, name, group):
+        """For the table of a later run that does not measure this group."""
+        self.names.add(name)
+        told = {"name": name, "commit": self.commit, "ratios": group.ratios,
+                "budgets": [(kept.key, kept.value, kept.image) for kept in group.budgets]}
+        KEPT.mkdir(parents=True, exist_ok=True)
+        (KEPT / f"{name}.json").write_text(json.dumps(told))
+
+    def _earlier(self):
+        """Groups that this run has not measured."""
+        told = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
+        return [group for group in told if group["name"] not in self.names]
+
+    def publish_ratios(self):
+        """The plot of ratios to all peers."""
+        ratios = [one for group in self.groups for one in group.ratios]
+        ratios += [one for group in self._earlier() for one in group["ratios"]]
+        if ratios:
+            drawn = plot.bars("layoutfs by each peer: shorter is faster", "x",
+                              [(what, value, value <= 1) for what, value in ratios], ("the same", 1))
+            (REPOSITORY / "bench/ratios.svg").write_text(drawn)
 
     def publish(self, group):
         """A line in results.md, and the plots that the README shows."""
