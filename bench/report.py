@@ -71,9 +71,7 @@ class Report:
         load = os.getloadavg()[0]
         kernel = platform.release().split("-")[0]
         self.machine = f"{os.cpu_count()} x {_processor()}, Linux {kernel}, load {load:.2f}"
-        describe = ["git", "-C", REPOSITORY, "describe", "--always", "--dirty"]
-        told = subprocess.run(describe, stdout=subprocess.PIPE, text=True, check=False)
-        self.commit = told.stdout.strip() or "unknown"
+        self.commit = _commit()
         self.date = datetime.date.today().isoformat()
         self.groups, self.names = [], set()
 
@@ -129,6 +127,16 @@ class Report:
         subprocess.run([REPOSITORY / "bench/row.sh", group.heading, f"| {' | '.join(cells)} |"], check=True)
         for name, svg in group.plots.items():
             (REPOSITORY / "bench" / name).write_text(svg)
+
+
+def _commit():
+    """Of this tree, and whether more than results was changed since."""
+    git = ("git", "-C", REPOSITORY)
+    told = subprocess.run([*git, "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True,
+                          check=False)
+    others = (".", ":!bench/results.md", ":!bench/*.svg")
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *others], check=False).returncode
+    return (told.stdout.strip() or "unknown") + ("-dirty" if changed else "")
 
 
 def _processor():
