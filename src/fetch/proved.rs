@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use super::error::{Error, ErrorKind, Result};
 use crate::layout::index::{Proof, Span};
 use crate::layout::range::ByteRange;
-use crate::layout::tree::Content;
+use crate::layout::tree::ContentRef;
 use crate::layout::{Digest, codec};
 
 /// Bytes that are what a checked digest says, or were made of such bytes alone.
@@ -37,8 +37,8 @@ impl Proved {
 
     /// What a tree itself holds of a file: trees are made of documents that were checked. A range
     /// beyond the end gives nothing; `None` when the content is elsewhere.
-    pub fn inline(content: &Content, range: ByteRange) -> Option<Self> {
-        let Content::Inline(bytes) = content else { return None };
+    pub fn inline(content: ContentRef<'_>, range: ByteRange) -> Option<Self> {
+        let ContentRef::Inline(bytes) = content else { return None };
         let range = usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
         Some(Proved(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default())))
     }

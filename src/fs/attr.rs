@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::layout::entry::Time;
-use crate::layout::tree::{Node, NodeId, NodeKind};
+use crate::layout::tree::{KindRef, Node, NodeId};
 
 /// What `stat` calls a block, whatever the disk has.
 const STAT_UNIT_BYTES: u64 = 512;
@@ -24,26 +24,26 @@ pub fn node_id(ino: INodeNo) -> Option<NodeId> {
 }
 
 /// The type for `d_type` and `st_mode`.
-pub fn file_type(kind: &NodeKind) -> FileType {
+pub fn file_type(kind: KindRef<'_>) -> FileType {
     match kind {
-        NodeKind::Directory { .. } => FileType::Directory,
-        NodeKind::Regular { .. } => FileType::RegularFile,
-        NodeKind::Symlink { .. } => FileType::Symlink,
-        NodeKind::CharDevice { .. } => FileType::CharDevice,
-        NodeKind::BlockDevice { .. } => FileType::BlockDevice,
-        NodeKind::Fifo => FileType::NamedPipe,
+        KindRef::Directory => FileType::Directory,
+        KindRef::Regular { .. } => FileType::RegularFile,
+        KindRef::Symlink { .. } => FileType::Symlink,
+        KindRef::CharDevice { .. } => FileType::CharDevice,
+        KindRef::BlockDevice { .. } => FileType::BlockDevice,
+        KindRef::Fifo => FileType::NamedPipe,
     }
 }
 
 /// Everything `stat` shows.
-pub fn attr(id: NodeId, node: &Node) -> FileAttr {
-    let size = match &node.kind {
-        NodeKind::Regular { size, .. } => *size,
-        NodeKind::Symlink { target } => target.len() as u64,
+pub fn attr(id: NodeId, node: Node<'_>) -> FileAttr {
+    let size = match node.kind {
+        KindRef::Regular { size, .. } => size,
+        KindRef::Symlink { target } => target.len() as u64,
         _ => 0,
     };
     let rdev = match node.kind {
-        NodeKind::CharDevice { major, minor } | NodeKind::BlockDevice { major, minor } => {
+        KindRef::CharDevice { major, minor } | KindRef::BlockDevice { major, minor } => {
             device_number(major, minor)
         }
         _ => 0,
@@ -57,7 +57,7 @@ pub fn attr(id: NodeId, node: &Node) -> FileAttr {
         mtime,
         ctime: mtime,
         crtime: mtime,
-        kind: file_type(&node.kind),
+        kind: file_type(node.kind),
         // Masked, so it fits.
         perm: (node.attributes.mode & 0o7777) as u16,
         nlink: node.links,

@@ -31,7 +31,7 @@ use super::pending::Pending;
 use super::policy::Pin;
 use super::push::Pusher;
 use crate::fetch::ErrorKind;
-use crate::layout::tree::{NodeId, NodeKind, Tree};
+use crate::layout::tree::{KindRef, NodeId, Tree};
 
 /// The statfs unit; only shown.
 const STATFS_UNIT_BYTES: u32 = 4096;
@@ -152,8 +152,8 @@ impl Filesystem for Shell {
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
         self.with_view(Message::Readlink, reply, move |view, reply| {
-            match node_id(ino).and_then(|id| view.tree().node(id)).map(|n| &n.kind) {
-                Some(NodeKind::Symlink { target }) => reply.data(target),
+            match node_id(ino).and_then(|id| view.tree().node(id)).map(|n| n.kind) {
+                Some(KindRef::Symlink { target }) => reply.data(target),
                 _ => reply.error(Errno::EINVAL),
             }
         });
@@ -262,7 +262,7 @@ impl Filesystem for Shell {
             };
             for (next, name, child) in listing {
                 let Some(node) = tree.node(child) else { continue };
-                if reply.add(self::ino(child), next, file_type(&node.kind), OsStr::from_bytes(name))
+                if reply.add(self::ino(child), next, file_type(node.kind), OsStr::from_bytes(name))
                 {
                     break;
                 }
@@ -433,7 +433,7 @@ fn listing(
     let children = tree.children(id)?;
     let parent = tree.node(id)?.parent;
     let dots: [(&[u8], NodeId); 2] = [(b".", id), (b"..", parent)];
-    let all = dots.into_iter().chain(children.iter().map(|(name, id)| (&**name, *id)));
+    let all = dots.into_iter().chain(children);
     let skip = usize::try_from(offset).unwrap_or(usize::MAX);
     Some((1u64..).zip(all).skip(skip).map(|(next, (name, id))| (next, name, id)))
 }

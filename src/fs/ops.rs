@@ -10,7 +10,7 @@ use crate::fetch::{Deadline, Error, ErrorKind, Result};
 use crate::layout::entry::Chunk;
 use crate::layout::plan;
 use crate::layout::range::ByteRange;
-use crate::layout::tree::{Child, Content, NodeId, NodeKind, Tree};
+use crate::layout::tree::{ContentRef, KindRef, NodeId, Tree};
 use crate::layout::{Blob, Digest};
 
 /// One mounted tree, and where its content comes from.
@@ -62,22 +62,27 @@ impl View {
 
     /// The blob that the content of `id` is in.
     pub fn blob_of(&self, id: NodeId) -> Option<Digest> {
-        match &self.tree.node(id)?.kind {
-            NodeKind::Regular { content: Content::Blob(blob), .. } => Some(blob.digest),
-            NodeKind::Regular { content: Content::Chunks { layer, .. }, .. } => {
-                self.tree.layers().get(usize::from(*layer)).map(|layer| layer.blob.digest)
+        match self.tree.node(id)?.kind {
+            KindRef::Regular { content: ContentRef::Blob(blob), .. } => Some(blob.digest),
+            KindRef::Regular { content: ContentRef::Chunks { layer, .. }, .. } => {
+                self.tree.layers().get(usize::from(layer)).map(|layer| layer.blob.digest)
             }
             _ => None,
         }
     }
 
     /// Content and the part of `offset..offset + len` that lies within the file.
-    fn content(&self, id: NodeId, offset: u64, len: u32) -> Result<(&Content, u64, ByteRange)> {
-        match self.tree.node(id).map(|n| &n.kind) {
-            Some(NodeKind::Regular { size, content }) => {
+    fn content(
+        &self,
+        id: NodeId,
+        offset: u64,
+        len: u32,
+    ) -> Result<(ContentRef<'_>, u64, ByteRange)> {
+        match self.tree.node(id).map(|n| n.kind) {
+            Some(KindRef::Regular { size, content }) => {
                 let range = ByteRange::at(offset, len.into());
-                let clipped = ByteRange::new(range.start.min(*size), range.end.min(*size));
-                Ok((content, *size, clipped))
+                let clipped = ByteRange::new(range.start.min(size), range.end.min(size));
+                Ok((content, size, clipped))
             }
             _ => Err(Error::new(ErrorKind::Invalid, format!("inode {} has no content", id.0))),
         }
@@ -87,26 +92,27 @@ impl View {
     /// is read, and their sizes.
     pub fn small_files(&self, directory: NodeId, bytes_max: u64) -> Vec<(NodeId, u64)> {
         let children = self.tree.children(directory).unwrap_or_default();
-        let small = |&(_, id): &Child| match self.tree.node(id).map(|n| &n.kind) {
-            Some(NodeKind::Regular { content: Content::Blob(_), .. }) => None,
-            Some(&NodeKind::Regular { size, .. }) => Some((id, size)),
+        let small = |(_, id)| match self.tree.node(id).map(|n| n.kind) {
+            Some(KindRef::Regular { content: ContentRef::Blob(_), .. }) => None,
+            Some(KindRef::Regular { size, .. }) => Some((id, size)),
             _ => None,
         };
-        let sized = children.iter().filter_map(small);
+        let sized = children.filter_map(small);
         sized.filter(|(_, size)| (1..=bytes_max).contains(size)).collect()
     }
 
     /// Some file may be read before it is proved, so that the view has to know of every open.
     pub fn has_unproved_reads(&self) -> bool {
-        let is_blob =
-            |kind: &NodeKind| matches!(kind, NodeKind::Regular { content: Content::Blob(_), .. });
-        self.policy == Policy::Stream && self.tree.nodes().any(|(_, node)| is_blob(&node.kind))
+        let is_blob = |kind: KindRef<'_>| {
+            matches!(kind, KindRef::Regular { content: ContentRef::Blob(_), .. })
+        };
+        self.policy == Policy::Stream && self.tree.nodes().any(|(_, node)| is_blob(node.kind))
     }
 
     /// What an open of `id` needs to keep: `None` when everything that it reads is proved.
     pub fn pin(&self, id: NodeId) -> Option<Pin> {
-        match self.tree.node(id).map(|n| &n.kind) {
-            Some(NodeKind::Regular { content: Content::Blob(blob), .. }) => {
+        match self.tree.node(id).map(|n| n.kind) {
+            Some(KindRef::Regular { content: ContentRef::Blob(blob), .. }) => {
                 self.policy.pin(&self.store, blob)
             }
             _ => None,
@@ -121,18 +127,18 @@ impl View {
             Err(error) => return Some(Err(error)),
         };
         match content {
-            Content::Inline(_) => Proved::inline(content, range).map(Ok),
+            ContentRef::Inline(_) => Proved::inline(content, range).map(Ok),
             _ if range.is_empty() => Some(Ok(Proved::default())),
             // Whoever wrote to its file meanwhile makes the read a slow one.
-            Content::Blob(blob) => {
+            ContentRef::Blob(blob) => {
                 let read = self.store.proved_now(blob)?.read_proved_now(range)?.ok()?;
                 self.note_blob(blob, read.len());
                 Some(Ok(read))
             }
-            Content::Chunks { layer, chunks } => {
-                let reader = &self.readers[usize::from(*layer)];
+            ContentRef::Chunks { layer, chunks } => {
+                let reader = &self.readers[usize::from(layer)];
                 let mut out = Filling::zeroed(range.len() as usize);
-                for slice in plan::plan_read(chunks, size, range) {
+                for slice in plan::plan_read(&chunks, size, range) {
                     // What has no place in the layer is a hole, and is zero already.
                     let Some(tar) = slice.tar else { continue };
                     if let Err(error) = reader.read_now(tar, out.place(positions(slice.buffer)))? {
@@ -162,16 +168,16 @@ impl View {
         let (content, size, range) = self.content(id, offset, len)?;
         let _in_line = self.store.line.reader();
         match content {
-            Content::Inline(_) => Ok(Proved::inline(content, range).unwrap_or_default().into()),
+            ContentRef::Inline(_) => Ok(Proved::inline(content, range).unwrap_or_default().into()),
             _ if range.is_empty() => Ok(Proved::default().into()),
-            Content::Blob(blob) => {
+            ContentRef::Blob(blob) => {
                 self.note_blob(blob, 0);
                 let read = self.policy.read(&self.store, blob, range, pin, deadline).await?;
                 self.note_blob(blob, read.bytes().len());
                 Ok(read)
             }
-            Content::Chunks { layer, chunks } => {
-                self.read_chunks(*layer, chunks, size, range, deadline).await.map(Served::Proved)
+            ContentRef::Chunks { layer, chunks } => {
+                self.read_chunks(layer, &chunks, size, range, deadline).await.map(Served::Proved)
             }
         }
     }

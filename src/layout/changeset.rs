@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::entry::{Attributes, EntryKind};
 use super::tar::path::clean_path;
-use super::tree::{Node, NodeId, NodeKind, Tree};
+use super::tree::{KindRef, Node, NodeId, Tree};
 
 /// Attributes that belong to overlayfs, in either of its namespaces.
 const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -179,7 +179,7 @@ impl<'a> Planner<'a, '_> {
         opaque: bool,
     ) {
         for (name, _) in base.and_then(|id| self.base.children(id)).unwrap_or_default() {
-            let is_gone = match children.binary_search_by(|node| node.name.cmp(name)) {
+            let is_gone = match children.binary_search_by(|node| node.name[..].cmp(name)) {
                 Ok(at) => children[at].kind == UpperKind::Whiteout,
                 Err(_) => opaque,
             };
@@ -249,7 +249,7 @@ impl<'a> Planner<'a, '_> {
     }
 
     fn has_attributes(&self, id: NodeId, attributes: &Attributes) -> bool {
-        self.base.node(id).is_some_and(|below| same_attributes(attributes, &below.attributes))
+        self.base.node(id).is_some_and(|below| same_attributes(attributes, below.attributes))
     }
 }
 
@@ -271,7 +271,7 @@ enum Comparison {
     Different,
 }
 
-fn compare(kind: &EntryKind, attributes: &Attributes, below: &Node) -> Comparison {
+fn compare(kind: &EntryKind, attributes: &Attributes, below: Node<'_>) -> Comparison {
     let is_same = |same: bool| if same { Comparison::Same } else { Comparison::Different };
     // A symbolic link has no mode of its own on Linux, whatever its layer says.
     let mode = match kind {
@@ -282,25 +282,25 @@ fn compare(kind: &EntryKind, attributes: &Attributes, below: &Node) -> Compariso
     if !same_attributes(attributes, &other) {
         return Comparison::Different;
     }
-    match (kind, &below.kind) {
-        (EntryKind::Regular { size: 0, .. }, NodeKind::Regular { size: 0, .. }) => Comparison::Same,
-        (EntryKind::Regular { size, .. }, NodeKind::Regular { size: below, .. })
-            if size == below =>
+    match (kind, below.kind) {
+        (EntryKind::Regular { size: 0, .. }, KindRef::Regular { size: 0, .. }) => Comparison::Same,
+        (EntryKind::Regular { size, .. }, KindRef::Regular { size: below, .. })
+            if *size == below =>
         {
             Comparison::SameIfContent
         }
-        (EntryKind::Symlink { target }, NodeKind::Symlink { target: below }) => {
+        (EntryKind::Symlink { target }, KindRef::Symlink { target: below }) => {
             is_same(target[..] == below[..])
         }
         (
             EntryKind::CharDevice { major, minor },
-            NodeKind::CharDevice { major: below_major, minor: below_minor },
+            KindRef::CharDevice { major: below_major, minor: below_minor },
         )
         | (
             EntryKind::BlockDevice { major, minor },
-            NodeKind::BlockDevice { major: below_major, minor: below_minor },
-        ) => is_same((major, minor) == (below_major, below_minor)),
-        (EntryKind::Fifo, NodeKind::Fifo) => Comparison::Same,
+            KindRef::BlockDevice { major: below_major, minor: below_minor },
+        ) => is_same((*major, *minor) == (below_major, below_minor)),
+        (EntryKind::Fifo, KindRef::Fifo) => Comparison::Same,
         _ => Comparison::Different,
     }
 }

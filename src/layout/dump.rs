@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 use super::entry::{Attributes, Chunk, Entry, EntryKind, Time};
 use super::error::{Error, Result};
 use super::range::ByteRange;
-use super::tree::{Content, Node, NodeId, NodeKind, Tree};
+use super::tree::{ContentRef, KindRef, Node, NodeId, Tree};
 
 /// What a part of a line says, or what is wrong with it.
 type Parsed<T> = std::result::Result<T, String>;
@@ -37,8 +37,8 @@ pub fn dump(tree: &Tree) -> String {
         if node.links > 1 && tree.children(id).is_none() {
             seen.insert(id, path.clone());
         }
-        let children = tree.children(id).unwrap_or_default().iter().rev();
-        waiting.extend(children.map(|(name, id)| (*id, format!("{path}/{}", escape(name)))));
+        let children = tree.children(id).unwrap_or_default().rev();
+        waiting.extend(children.map(|(name, id)| (id, format!("{path}/{}", escape(name)))));
     }
     text
 }
@@ -48,15 +48,15 @@ fn line(text: &mut String, formatted: std::fmt::Arguments<'_>) {
 }
 
 /// A node without its path.
-pub fn describe(node: &Node) -> String {
-    let Attributes { mode, uid, gid, mtime, xattrs } = &node.attributes;
-    let (letter, own) = match &node.kind {
-        NodeKind::Directory { .. } => ('d', String::new()),
-        NodeKind::Regular { size, content } => ('f', format!(" size={size} {}", place(content))),
-        NodeKind::Symlink { target } => ('l', format!(" target={}", escape(target))),
-        NodeKind::CharDevice { major, minor } => ('c', format!(" device={major}:{minor}")),
-        NodeKind::BlockDevice { major, minor } => ('b', format!(" device={major}:{minor}")),
-        NodeKind::Fifo => ('p', String::new()),
+pub fn describe(node: Node<'_>) -> String {
+    let Attributes { mode, uid, gid, mtime, xattrs } = node.attributes;
+    let (letter, own) = match node.kind {
+        KindRef::Directory => ('d', String::new()),
+        KindRef::Regular { size, content } => ('f', format!(" size={size} {}", place(content))),
+        KindRef::Symlink { target } => ('l', format!(" target={}", escape(target))),
+        KindRef::CharDevice { major, minor } => ('c', format!(" device={major}:{minor}")),
+        KindRef::BlockDevice { major, minor } => ('b', format!(" device={major}:{minor}")),
+        KindRef::Fifo => ('p', String::new()),
     };
     let nanos = match mtime.nanos {
         0 => String::new(),
@@ -69,11 +69,11 @@ pub fn describe(node: &Node) -> String {
     text
 }
 
-fn place(content: &Content) -> String {
+fn place(content: ContentRef<'_>) -> String {
     match content {
-        Content::Inline(bytes) => format!("inline={}", escape(bytes)),
-        Content::Blob(blob) => format!("blob={}", blob.digest),
-        Content::Chunks { layer, chunks } => {
+        ContentRef::Inline(bytes) => format!("inline={}", escape(bytes)),
+        ContentRef::Blob(blob) => format!("blob={}", blob.digest),
+        ContentRef::Chunks { layer, chunks } => {
             let piece = |c: &Chunk| format!("{}@{}-{}", c.file_offset, c.tar.start, c.tar.end);
             let pieces: Vec<String> = chunks.iter().map(piece).collect();
             format!("layer={layer} chunks={}", pieces.join(","))

@@ -57,7 +57,7 @@ mod tests {
             builder.link(parent, name, node);
             node
         };
-        let directory = || NodeKind::Directory { children: Vec::new() };
+        let directory = || NodeKind::Directory;
         let link = |target: &[u8]| NodeKind::Symlink { target: target.into() };
         let etc = add(NodeId::ROOT, b"etc", directory());
         add(NodeId::ROOT, b"run", directory());

@@ -1,18 +1,22 @@
 //! `Tree`: the immutable inodes of one view. A view is a function that builds one; `fs` serves any.
 
+mod builder;
+mod packed;
+
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
+
+pub use builder::{Builder, Content, Draft, NodeKind};
+pub use packed::Children;
 
 use super::digest::{Blob, Digest};
 use super::entry::{Attributes, Chunk};
-use super::error::{Error, Result};
+use packed::Packed;
 
 /// Most nodes of one tree: inode numbers stay far below 2^32, and a hostile image cannot take all
-/// memory (about 200 bytes a node).
+/// memory (about 100 bytes a node).
 pub const NODES_MAX: usize = 20_000_000;
-
-/// A name in a directory, and the node that it names.
-pub type Child = (Box<[u8]>, NodeId);
 
 /// Names one node of one tree. The inode number is this plus one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,41 +42,58 @@ pub struct Layer {
     pub soci_index: Option<Digest>,
 }
 
-/// Where a regular file's bytes are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+/// The pieces of one uncompressed layer that a file consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chunks<'t> {
+    /// All of the file.
+    Whole(Chunk),
+    /// Any.
+    Many(&'t [Chunk]),
+}
+
+impl Deref for Chunks<'_> {
+    type Target = [Chunk];
+
+    fn deref(&self) -> &[Chunk] {
+        match self {
+            Chunks::Whole(chunk) => std::slice::from_ref(chunk),
+            Chunks::Many(chunks) => chunks,
+        }
+    }
+}
+
+/// Where a regular file's bytes are: [`Content`] of a finished tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContentRef<'t> {
     /// Here.
-    Inline(Arc<[u8]>),
+    Inline(&'t Arc<[u8]>),
     /// A whole blob, as stored.
-    Blob(Blob),
+    Blob(&'t Blob),
     /// Pieces of one uncompressed layer: ascending; what no chunk covers reads as zeros.
     Chunks {
         /// Index into [`Tree::layers`].
         layer: u16,
-        /// As [`super::entry::EntryKind::Regular`] has them.
-        chunks: Box<[Chunk]>,
+        /// The pieces.
+        chunks: Chunks<'t>,
     },
 }
 
-/// A node's type, and what only that type has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodeKind {
-    /// Children sorted by name (bytewise), names unique.
-    Directory {
-        /// Name and node.
-        children: Vec<Child>,
-    },
+/// A node's type, and what only that type has: [`NodeKind`] of a finished tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KindRef<'t> {
+    /// A directory: see [`Tree::children`].
+    Directory,
     /// A regular file.
     Regular {
         /// Logical size in bytes.
         size: u64,
         /// Where the bytes are.
-        content: Content,
+        content: ContentRef<'t>,
     },
     /// A symbolic link, target verbatim.
     Symlink {
         /// Any bytes but NUL.
-        target: Box<[u8]>,
+        target: &'t [u8],
     },
     /// A character device.
     CharDevice {
@@ -93,12 +114,12 @@ pub enum NodeKind {
 }
 
 /// One inode.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Node<'t> {
     /// Type, and what only that type has.
-    pub kind: NodeKind,
+    pub kind: KindRef<'t>,
     /// Mode, owner, time, xattrs.
-    pub attributes: Attributes,
+    pub attributes: &'t Attributes,
     /// Number of names (regular and special files), or 2 + number of child directories.
     pub links: u32,
     /// Index into [`Tree::layers`] of the layer that last set this node; `None`: synthesised.
@@ -111,55 +132,50 @@ pub struct Node {
 /// give the same numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
-    nodes: Vec<Node>,
+    packed: Packed,
     layers: Vec<Layer>,
-    has_xattrs: bool,
 }
 
 impl Tree {
     /// The node, if `id` is of this tree.
-    pub fn node(&self, id: NodeId) -> Option<&Node> {
-        self.nodes.get(id.0 as usize)
+    pub fn node(&self, id: NodeId) -> Option<Node<'_>> {
+        self.packed.node(id)
     }
 
     /// Number of nodes.
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.packed.len()
     }
 
     /// Never: there is always a root.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
+        self.len() == 0
     }
 
     /// All nodes in inode order.
-    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        (0u32..).map(NodeId).zip(&self.nodes)
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, Node<'_>)> {
+        let all = (0..self.len() as u32).map(NodeId);
+        all.filter_map(|id| Some((id, self.node(id)?)))
     }
 
-    /// The layers that [`Content::Chunks`] refers to.
+    /// The layers that [`ContentRef::Chunks`] refers to.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
     }
 
     /// Any node has an extended attribute.
     pub fn has_xattrs(&self) -> bool {
-        self.has_xattrs
+        self.packed.has_xattrs()
     }
 
     /// The children of a directory, sorted by name; `None` for anything else.
-    pub fn children(&self, id: NodeId) -> Option<&[Child]> {
-        match &self.node(id)?.kind {
-            NodeKind::Directory { children } => Some(children),
-            _ => None,
-        }
+    pub fn children(&self, id: NodeId) -> Option<Children<'_>> {
+        self.packed.children(id)
     }
 
     /// The child `name` of the directory `parent`.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
-        let children = self.children(parent)?;
-        let at = children.binary_search_by(|(n, _)| (**n).cmp(name)).ok()?;
-        Some(children[at].1)
+        self.children(parent)?.find(name)
     }
 
     /// The node at a slash-separated path from the root; symbolic links are not followed.
@@ -175,8 +191,8 @@ impl Tree {
         let mut at = id;
         while at != NodeId::ROOT {
             let Some(parent) = self.node(at).map(|n| n.parent) else { break };
-            let siblings = self.children(parent).unwrap_or_default();
-            let name = siblings.iter().find(|(_, child)| *child == at).map(|(name, _)| &**name);
+            let mut siblings = self.children(parent).unwrap_or_default();
+            let name = siblings.find_map(|(name, child)| (child == at).then_some(name));
             names.push(name.unwrap_or(b"?"));
             at = parent;
         }
@@ -188,10 +204,9 @@ impl Tree {
 
     /// Sum of the logical sizes of all regular files, each inode once; saturates.
     pub fn content_bytes(&self) -> u64 {
-        self.nodes
-            .iter()
-            .map(|n| match n.kind {
-                NodeKind::Regular { size, .. } => size,
+        self.nodes()
+            .map(|(_, n)| match n.kind {
+                KindRef::Regular { size, .. } => size,
                 _ => 0,
             })
             // Sparse files may claim any size.
@@ -199,176 +214,17 @@ impl Tree {
     }
 }
 
-/// A node under construction.
-#[derive(Debug, Clone)]
-pub struct Draft {
-    /// What stands here; a directory's children are in [`Builder`], and are empty here.
-    pub kind: NodeKind,
-    /// Mode, owner, time, xattrs.
-    pub attributes: Attributes,
-    /// The layer that last set this node.
-    pub origin: Option<u16>,
-    children: BTreeMap<Box<[u8]>, NodeId>,
-}
-
-/// A tree that still changes: merge applies changesets to one, views fill one.
-#[derive(Debug, Clone)]
-pub struct Builder {
-    drafts: Vec<Draft>,
-    layers: Vec<Layer>,
-}
-
-impl Builder {
-    /// A tree with an empty root directory (0755, root:root, the epoch) and these layers.
-    pub fn new(layers: Vec<Layer>) -> Self {
-        let mut builder = Builder { drafts: Vec::new(), layers };
-        let attributes = Attributes { mode: 0o755, ..Attributes::default() };
-        builder.push(NodeKind::Directory { children: Vec::new() }, attributes, None);
-        builder
-    }
-
-    fn push(&mut self, kind: NodeKind, attributes: Attributes, origin: Option<u16>) -> NodeId {
-        let id = NodeId(self.drafts.len() as u32);
-        self.drafts.push(Draft { kind, attributes, origin, children: BTreeMap::new() });
-        id
-    }
-
-    /// A new node without a name yet.
-    ///
-    /// # Errors
-    /// [`Error::Limit`] beyond [`NODES_MAX`].
-    pub fn add(
-        &mut self,
-        kind: NodeKind,
-        attributes: Attributes,
-        origin: Option<u16>,
-    ) -> Result<NodeId> {
-        if self.drafts.len() >= NODES_MAX {
-            let what = "number of inodes of one image".to_owned();
-            return Err(Error::Limit { what, limit: NODES_MAX as u64 });
-        }
-        Ok(self.push(kind, attributes, origin))
-    }
-
-    /// The draft of a node that this builder made.
-    pub fn draft(&self, id: NodeId) -> &Draft {
-        &self.drafts[id.0 as usize]
-    }
-
-    /// The same, to change its kind (never to or from a directory with children) or attributes.
-    pub fn draft_mut(&mut self, id: NodeId) -> &mut Draft {
-        &mut self.drafts[id.0 as usize]
-    }
-
-    /// The node is a directory.
-    pub fn is_directory(&self, id: NodeId) -> bool {
-        matches!(self.draft(id).kind, NodeKind::Directory { .. })
-    }
-
-    /// The child `name` of `parent`.
-    pub fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
-        self.draft(parent).children.get(name).copied()
-    }
-
-    /// Names and nodes below `parent`, sorted by name.
-    pub fn children(&self, parent: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
-        self.draft(parent).children.iter().map(|(name, id)| (&**name, *id))
-    }
-
-    /// Gives `node` the name `name` in `parent`; what had it before loses it, and is returned.
-    pub fn link(&mut self, parent: NodeId, name: &[u8], node: NodeId) -> Option<NodeId> {
-        self.draft_mut(parent).children.insert(name.into(), node)
-    }
-
-    /// Takes the name away, with everything beneath it.
-    pub fn unlink(&mut self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
-        self.draft_mut(parent).children.remove(name)
-    }
-
-    /// Puts a copy of a finished tree in place of the name `name` in `parent`; its layers are
-    /// appended to this builder's.
-    ///
-    /// # Errors
-    /// [`Error::Limit`] beyond [`NODES_MAX`] or 65,535 layers.
-    pub fn graft(&mut self, parent: NodeId, name: &[u8], tree: &Tree) -> Result<NodeId> {
-        let base = self.layers.len();
-        let limit = u64::from(u16::MAX);
-        let too_many = || Error::Limit { what: "number of layers of one mount".to_owned(), limit };
-        if base + tree.layers.len() >= usize::from(u16::MAX) {
-            return Err(too_many());
-        }
-        let shift = base as u16;
-        self.layers.extend(tree.layers.iter().cloned());
-        let first = self.drafts.len() as u32;
-        for node in &tree.nodes {
-            let mut kind = node.kind.clone();
-            let mut children = BTreeMap::new();
-            match &mut kind {
-                NodeKind::Regular { content: Content::Chunks { layer, .. }, .. } => *layer += shift,
-                NodeKind::Directory { children: old } => {
-                    let moved = std::mem::take(old).into_iter();
-                    children = moved.map(|(name, id)| (name, NodeId(id.0 + first))).collect();
-                }
-                _ => {}
-            }
-            let origin = node.origin.map(|o| o + shift);
-            let id = self.add(kind, node.attributes.clone(), origin)?;
-            self.draft_mut(id).children = children;
-        }
-        self.link(parent, name, NodeId(first));
-        Ok(NodeId(first))
-    }
-
-    /// Numbers what is reachable from the root, counts links, and freezes.
-    pub fn finish(mut self) -> Tree {
-        let mut order: Vec<(usize, NodeId)> = Vec::new();
-        let mut number: Vec<Option<NodeId>> = vec![None; self.drafts.len()];
-        let mut links: Vec<u32> = vec![0; self.drafts.len()];
-        let mut stack = vec![(0usize, NodeId::ROOT)];
-        while let Some((draft, parent)) = stack.pop() {
-            links[draft] += 1;
-            if number[draft].is_some() {
-                continue;
-            }
-            let id = NodeId(order.len() as u32);
-            number[draft] = Some(id);
-            order.push((draft, parent));
-            let children = self.drafts[draft].children.values().rev();
-            stack.extend(children.map(|child| (child.0 as usize, id)));
-        }
-        let mut nodes = Vec::with_capacity(order.len());
-        for (draft, parent) in order {
-            let mut links = links[draft];
-            let taken = std::mem::take(&mut self.drafts[draft].children);
-            let Draft { kind, attributes, origin, .. } = self.drafts[draft].clone();
-            let kind = match kind {
-                NodeKind::Directory { .. } => {
-                    let directories =
-                        taken.values().filter(|id| self.is_directory(**id)).count() as u32;
-                    links = 2 + directories;
-                    let renumbered =
-                        taken.into_iter().filter_map(|(n, id)| Some((n, number[id.0 as usize]?)));
-                    NodeKind::Directory { children: renumbered.collect() }
-                }
-                other => other,
-            };
-            nodes.push(Node { kind, attributes, links, origin, parent });
-        }
-        let has_xattrs = nodes.iter().any(|n| !n.attributes.xattrs.is_empty());
-        Tree { nodes, layers: self.layers, has_xattrs }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::range::ByteRange;
 
     fn file(byte: u8) -> NodeKind {
         NodeKind::Regular { size: 1, content: Content::Inline(Arc::new([byte])) }
     }
 
     fn directory() -> NodeKind {
-        NodeKind::Directory { children: Vec::new() }
+        NodeKind::Directory
     }
 
     #[test]
@@ -402,6 +258,65 @@ mod tests {
         outer.graft(NodeId::ROOT, b"rootfs", &inner).expect("graft");
         let tree = outer.finish();
         let found = tree.find(b"rootfs/f").and_then(|id| tree.node(id)).expect("found");
-        assert_eq!(found.kind, file(7));
+        assert_eq!(NodeKind::from(found.kind), file(7));
+    }
+
+    #[test]
+    fn a_finished_tree_gives_back_what_it_was_built_of() {
+        let chunk =
+            |file_offset, start, end| Chunk { file_offset, tar: ByteRange::new(start, end) };
+        let chunks = |layer, chunks: Vec<Chunk>| Content::Chunks { layer, chunks: chunks.into() };
+        let regular = |size, content| NodeKind::Regular { size, content };
+        let blob = Blob { digest: Digest::sha256_of(b"blob"), size: 9 };
+        let kinds = [
+            ("block", None, NodeKind::BlockDevice { major: u32::MAX, minor: 7 }),
+            ("char", Some(3), NodeKind::CharDevice { major: 7, minor: u32::MAX }),
+            ("dir", Some(1), NodeKind::Directory),
+            ("empty", Some(1), regular(0, chunks(1, vec![]))),
+            ("fifo", Some(0), NodeKind::Fifo),
+            ("here", None, regular(1, Content::Inline(Arc::new([1])))),
+            ("link", Some(1), NodeKind::Symlink { target: (*b"../\xff").into() }),
+            ("nowhere", Some(1), NodeKind::Symlink { target: [].into() }),
+            ("of another", Some(2), regular(5, chunks(1, vec![chunk(0, 512, 517)]))),
+            (
+                "sparse",
+                Some(1),
+                regular(1 << 40, chunks(1, vec![chunk(7, 9, 10), chunk(9, 10, 11)])),
+            ),
+            ("there", None, regular(9, Content::Blob(blob.into()))),
+            ("whole", Some(1), regular(5, chunks(1, vec![chunk(0, 512, 517)]))),
+        ];
+        let mut builder = Builder::new(Vec::new());
+        for (i, (name, origin, kind)) in kinds.iter().enumerate() {
+            let xattrs = if i == 4 { vec![(b"user.a".to_vec(), vec![0])] } else { vec![] };
+            let attributes = Attributes { mode: i as u32 / 2, xattrs, ..Attributes::default() };
+            let node = builder.add(kind.clone(), attributes, *origin).expect("node");
+            builder.link(NodeId::ROOT, name.as_bytes(), node);
+        }
+        let tree = builder.finish();
+        assert!(tree.has_xattrs());
+        let children = tree.children(NodeId::ROOT).expect("a directory");
+        let names: Vec<&[u8]> = children.clone().map(|(name, _)| name).collect();
+        assert!(
+            names.iter().eq(kinds
+                .iter()
+                .map(|(name, ..)| name.as_bytes())
+                .collect::<Vec<_>>()
+                .iter())
+        );
+        assert!(children.clone().rev().map(|(name, _)| name).eq(names.iter().rev().copied()));
+        assert_eq!(children.clone().nth(7).map(|(name, _)| name), Some(names[7]));
+        assert_eq!(children.clone().nth(12), None);
+        for (i, (name, origin, kind)) in kinds.iter().enumerate() {
+            let id = tree.lookup(NodeId::ROOT, name.as_bytes()).expect(name);
+            let node = tree.node(id).expect(name);
+            assert_eq!((&NodeKind::from(node.kind), node.origin), (kind, *origin), "{name}");
+            assert_eq!(node.attributes.mode, i as u32 / 2, "{name}");
+            assert_eq!(node.attributes.xattrs.len(), usize::from(i == 4), "{name}");
+            assert_eq!(tree.children(id).map(|c| c.count()), (*name == "dir").then_some(0));
+        }
+        for absent in ["", "a", "dir ", "z"] {
+            assert_eq!(tree.lookup(NodeId::ROOT, absent.as_bytes()), None);
+        }
     }
 }

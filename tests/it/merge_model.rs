@@ -8,7 +8,7 @@ use layoutfs::layout::entry::{Attributes, Chunk, Entry, EntryKind, Time};
 use layoutfs::layout::merge::{Changeset, Merged, merge};
 use layoutfs::layout::plan::plan_read;
 use layoutfs::layout::range::ByteRange;
-use layoutfs::layout::tree::{Content, Layer, Node, NodeId, NodeKind, Tree};
+use layoutfs::layout::tree::{ContentRef, KindRef, Layer, Node, NodeId, Tree};
 use layoutfs::layout::{Blob, Digest};
 use proptest::prelude::*;
 
@@ -269,14 +269,14 @@ fn read(layer: u16, chunks: &[Chunk], size: u64, step: u64) -> Vec<u8> {
     bytes
 }
 
-fn inode_of(node: &Node, step: u64) -> Inode {
-    let kind = match &node.kind {
-        NodeKind::Directory { .. } => Kind::Directory,
-        NodeKind::Regular { size, content: Content::Chunks { layer, chunks } } => {
-            Kind::File(read(*layer, chunks, *size, step))
+fn inode_of(node: Node<'_>, step: u64) -> Inode {
+    let kind = match node.kind {
+        KindRef::Directory => Kind::Directory,
+        KindRef::Regular { size, content: ContentRef::Chunks { layer, chunks } } => {
+            Kind::File(read(layer, &chunks, size, step))
         }
-        NodeKind::Symlink { target } => Kind::Symlink(String::from_utf8(target.to_vec()).unwrap()),
-        NodeKind::Fifo => Kind::Fifo,
+        KindRef::Symlink { target } => Kind::Symlink(String::from_utf8(target.to_vec()).unwrap()),
+        KindRef::Fifo => Kind::Fifo,
         other => panic!("no layer had {other:?}"),
     };
     Inode { kind, attributes: node.attributes.clone(), origin: node.origin }
@@ -287,7 +287,7 @@ fn shown(tree: &Tree, step: u64) -> BTreeMap<String, (Inode, String)> {
     let mut waiting = vec![(String::new(), NodeId::ROOT)];
     while let Some((path, id)) = waiting.pop() {
         for (name, child) in tree.children(id).unwrap_or_default() {
-            waiting.push((join(&path, std::str::from_utf8(name).unwrap()), *child));
+            waiting.push((join(&path, std::str::from_utf8(name).unwrap()), child));
         }
         paths.insert(path, id);
     }
@@ -297,9 +297,7 @@ fn shown(tree: &Tree, step: u64) -> BTreeMap<String, (Inode, String)> {
         let first = *first.entry(*id).or_insert(path);
         let node = tree.node(*id).unwrap();
         let links = match tree.children(*id) {
-            Some(children) => {
-                2 + children.iter().filter(|(_, c)| tree.children(*c).is_some()).count()
-            }
+            Some(children) => 2 + children.filter(|(_, c)| tree.children(*c).is_some()).count(),
             None => paths.values().filter(|other| *other == id).count(),
         };
         assert_eq!(node.links as usize, links, "links of {path}");

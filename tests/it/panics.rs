@@ -61,7 +61,7 @@ fn tree() -> Tree {
     add("right", Content::Inline(Arc::from(&b"right\n"[..])));
     let chunks = [Chunk { file_offset: 0, tar: ByteRange::new(0, 6) }];
     add("torn", Content::Chunks { layer: 7, chunks: chunks.into() });
-    add("lost", Content::Blob(Blob { digest: Digest::sha256_of(b"lost\n!"), size: 6 }));
+    add("lost", Content::Blob(Blob { digest: Digest::sha256_of(b"lost\n!"), size: 6 }.into()));
     builder.finish()
 }
 

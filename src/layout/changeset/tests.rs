@@ -1,6 +1,6 @@
 use super::*;
 use crate::layout::entry::Time;
-use crate::layout::tree::{Builder, Content};
+use crate::layout::tree::{Builder, Content, NodeKind};
 
 fn attributes(mode: u32, seconds: i64) -> Attributes {
     Attributes { mode, mtime: Time { seconds, nanos: 0 }, ..Attributes::default() }
@@ -16,7 +16,7 @@ fn base(paths: &[&str]) -> Tree {
         let parent = directories[parent];
         let content = Content::Inline(path.as_bytes().into());
         let (mode, what) = match kind {
-            "d" => (0o755, NodeKind::Directory { children: Vec::new() }),
+            "d" => (0o755, NodeKind::Directory),
             _ => (0o644, NodeKind::Regular { size: path.len() as u64, content }),
         };
         let id = builder.add(what, attributes(mode, 1), None).expect("few nodes");
@@ -111,7 +111,7 @@ fn a_directory_is_put_when_an_attribute_differs_but_not_for_the_hosts_attributes
     let mut builder = Builder::new(Vec::new());
     let mut below = attributes(0o755, 1);
     below.xattrs = vec![(b"security.selinux".to_vec(), b"x".to_vec())];
-    let kind = NodeKind::Directory { children: Vec::new() };
+    let kind = NodeKind::Directory;
     let id = builder.add(kind, below, None).expect("a node");
     builder.link(NodeId::ROOT, b"d", id);
     let base = builder.finish();

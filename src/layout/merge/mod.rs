@@ -224,7 +224,7 @@ impl<'a> Apply<'a> {
                 let content = Content::Chunks { layer: self.number, chunks: chunks.into() };
                 NodeKind::Regular { size, content }
             }
-            EntryKind::Directory => NodeKind::Directory { children: Vec::new() },
+            EntryKind::Directory => NodeKind::Directory,
             EntryKind::Symlink { target } => NodeKind::Symlink { target: target.into() },
             EntryKind::CharDevice { major, minor } => NodeKind::CharDevice { major, minor },
             EntryKind::BlockDevice { major, minor } => NodeKind::BlockDevice { major, minor },
@@ -308,7 +308,7 @@ impl<'a> Apply<'a> {
             }
         }
         for name in absent {
-            let kind = NodeKind::Directory { children: Vec::new() };
+            let kind = NodeKind::Directory;
             let made = self.add(kind, synthesised(), None)?;
             self.builder.link(at, &name, made);
             at = made;

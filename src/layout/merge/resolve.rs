@@ -1,7 +1,7 @@
 //! Where a path leads in a tree, under construction or finished: parents that are symbolic links
 //! are followed, inside the root only.
 
-use crate::layout::tree::{Builder, NodeId, NodeKind, Tree};
+use crate::layout::tree::{Builder, KindRef, NodeId, NodeKind, Tree};
 
 /// Most symbolic links on the way to one name: what Linux allows before `ELOOP`.
 const LINKS_MAX: usize = 40;
@@ -10,22 +10,41 @@ const LINKS_MAX: usize = 40;
 /// NUL), and following costs time for each byte.
 const TARGET_BYTES_MAX: usize = 4095;
 
+/// What a name on the way is.
+pub(in crate::layout) enum Step<'a> {
+    Directory,
+    /// Its target.
+    Symlink(&'a [u8]),
+    Other,
+}
+
 /// Names that lead to nodes.
 pub(in crate::layout) trait Names {
     /// The child `name` of the directory `parent`, and what it is.
-    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, &NodeKind)>;
+    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, Step<'_>)>;
 }
 
 impl Names for Builder {
-    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, &NodeKind)> {
-        self.child(parent, name).map(|id| (id, &self.draft(id).kind))
+    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, Step<'_>)> {
+        let id = self.child(parent, name)?;
+        let step = match &self.draft(id).kind {
+            NodeKind::Directory => Step::Directory,
+            NodeKind::Symlink { target } => Step::Symlink(target),
+            _ => Step::Other,
+        };
+        Some((id, step))
     }
 }
 
 impl Names for Tree {
-    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, &NodeKind)> {
+    fn step(&self, parent: NodeId, name: &[u8]) -> Option<(NodeId, Step<'_>)> {
         let id = self.lookup(parent, name)?;
-        Some((id, &self.node(id)?.kind))
+        let step = match self.node(id)?.kind {
+            KindRef::Directory => Step::Directory,
+            KindRef::Symlink { target } => Step::Symlink(target),
+            _ => Step::Other,
+        };
+        Some((id, step))
     }
 }
 
@@ -74,8 +93,8 @@ pub(in crate::layout) fn follow<'a>(
             continue;
         }
         match tree.step(place.last(), name) {
-            Some((id, NodeKind::Directory { .. })) => place.trail.push(id),
-            Some((_, NodeKind::Symlink { target })) => {
+            Some((id, Step::Directory)) => place.trail.push(id),
+            Some((_, Step::Symlink(target))) => {
                 links += 1;
                 if links > LINKS_MAX {
                     return Err(format!("more than {LINKS_MAX} symbolic links in the parents"));

@@ -16,7 +16,7 @@ use parse_dockerfile::{
 use super::error::{Error, Result};
 use super::merge::resolve::follow;
 use super::tar::header::{Header, RECORD_BYTES};
-use super::tree::{Node, NodeId, NodeKind, Tree};
+use super::tree::{KindRef, NodeId, Tree};
 
 /// Mounted anyway in every container.
 const MOUNTED: [&[u8]; 3] = [b"dev", b"proc", b"sys"];
@@ -74,10 +74,9 @@ pub struct Objection {
 /// `taken` (names), nor what the extender could not recognise in its list of mounts.
 pub fn top_directories(tree: &Tree, taken: &[&str]) -> BTreeSet<String> {
     let children = tree.children(NodeId::ROOT).unwrap_or_default();
-    let directories = children.iter().filter(|(name, node)| {
+    let directories = children.filter(|(name, node)| {
         let node = tree.node(*node);
-        matches!(node, Some(Node { kind: NodeKind::Directory { .. }, .. }))
-            && !MOUNTED.contains(&&**name)
+        node.is_some_and(|node| node.kind == KindRef::Directory) && !MOUNTED.contains(name)
     });
     let is_plain = |name: &str| {
         // The kernel escapes the rest in its list, and kaniko does not take that back; a colon or a

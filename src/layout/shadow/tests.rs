@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::layout::entry::Attributes;
-use crate::layout::tree::Builder;
+use crate::layout::tree::{Builder, NodeKind};
 
 fn tree() -> Tree {
     let mut builder = Builder::new(Vec::new());
@@ -11,7 +11,7 @@ fn tree() -> Tree {
         builder.link(parent, name.as_bytes(), node);
         node
     };
-    let directory = || NodeKind::Directory { children: Vec::new() };
+    let directory = || NodeKind::Directory;
     let usr = add(NodeId::ROOT, "usr", directory());
     add(usr, "bin", directory());
     for name in ["etc", "opt", "proc", "workspace", "a b"] {
