@@ -14,9 +14,11 @@ import sys
 import time
 
 import budget
+import extension
 import first_contact
 import growth
 import index_cost
+import lazy_contact
 import lazy_start
 import link_contact
 import overlap
@@ -30,12 +32,14 @@ GROUPS = {
     "first_contact": first_contact,
     "index_cost": index_cost,
     "growth": growth,
+    "lazy_contact": lazy_contact,
     "reads": reads,
     "random_reads": random_reads,
     "lazy_start": lazy_start,
     **link_contact.GROUPS,
     "overlap": overlap,
     **sizes.GROUPS,
+    "extension": extension,
 }
 
 
@@ -49,6 +53,8 @@ def main():
     if os.geteuid() != 0:
         raise Failed("needs root: drops caches, mounts, unpacks with owners")
     needed("docker-registry", "skopeo", "umoci", "podman", "chroot", "tar", "mount", "curl", "unpigz")
+    if options.tiny or not options.record:
+        os.environ["BENCH_RECORD"] = "no"
     report = Report()
     for name in options.groups or GROUPS:
         say(f"{name}: {GROUPS[name].__doc__.splitlines()[0]}")

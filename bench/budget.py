@@ -100,17 +100,19 @@ def table(kept):
     return "\n".join(lines)
 
 
+def extension(lines):
+    """What lines of `extension.sh` say of a trivial RUN: (key, value, image, commit), of the last one."""
+    kept = []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) == 12 and cells[4] == "trivial":
+            kept = [("extend bytes", float(cells[9].rstrip(" %")), cells[3], cells[1]),
+                    ("extend time", float(cells[5]), cells[3], cells[1])]
+    return kept
+
+
 def recorded_extension():
-    """What the last lines of `extension.sh` in results.md say: a trivial RUN, not of this run."""
-    inside, last = False, None
-    for line in (REPOSITORY / "bench/results.md").read_text().splitlines():
-        if line.startswith("## "):
-            inside = line == "## Extension"
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if inside and len(cells) == 12 and cells[4] == "trivial":
-            last = cells
-    if last is None:
-        return []
-    image = f"{last[3]}; recorded at {last[1]}"
-    return [Kept("extend bytes", float(last[9].rstrip(" %")), image),
-            Kept("extend time", float(last[5]), image)]
+    """The same of results.md, which is not of this run."""
+    lines = (REPOSITORY / "bench/results.md").read_text().splitlines()
+    return [Kept(key, value, f"{image}; recorded at {commit}")
+            for key, value, image, commit in extension(lines)]

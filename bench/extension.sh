@@ -6,6 +6,7 @@
 #   BENCH_ROUNDS=5            rounds; the median counts
 #   BENCH_DIR=target/bench    where both sides put their files: one file system for both
 #   BENCH_FIXTURES=target/fixtures   where the tests' image and the lifecycle are, or are made
+#   BENCH_RECORD=yes          no: the lines are printed, results.md is left alone
 #   LAYOUTFS=...              the program (default: target/release/layoutfs)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -294,6 +295,6 @@ for kind in "${kinds[@]}"; do
     plain=$(percent "$(median "$kind-plain_indexed.bytes")" "$total")
     members=$(percent "$(cat "$dir/$kind-members_indexed.bytes")" "$members_total")
     line="| $(date +%F) | $commit | $(nproc) x ${cpu:-unknown}, load $load | $((total / 1000000)) MB, $extender | $kind |$cells $shadow | $members | $plain |"
-    bench/row.sh Extension "$line"
+    [ "${BENCH_RECORD:-yes}" = no ] || bench/row.sh Extension "$line"
     echo "$line"
 done

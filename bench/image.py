@@ -164,6 +164,7 @@ class Layout:
 
     def put_image(self, manifest, tag):
         """Makes a manifest the only image."""
+        manifest.setdefault("mediaType", MANIFEST)  # umoci leaves it out
         descriptor = self.put(json.dumps(manifest).encode())
         descriptor["mediaType"] = manifest["mediaType"]
         descriptor["annotations"] = {"org.opencontainers.image.ref.name": tag}
@@ -183,7 +184,6 @@ def in_one_frame(room, layout, directory):
         layer.update(converted.put(packed.read_bytes()))
         layer["mediaType"] = "application/vnd.oci.image.layer.v1.tar+zstd"
     packed.unlink()
-    manifest["mediaType"] = MANIFEST  # umoci leaves it out
     converted.put_image(manifest, "bench")
 
 

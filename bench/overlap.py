@@ -80,8 +80,8 @@ def measure(room, rounds, tiny, say):
     drawn["files readable"] = [(sample[0], 100.0 if sample[3] else 0.0) for sample in samples]
     for name, points in drawn.items():
         reached = [at for at, percent in points if percent >= 99]
-        group.row("99 % of it are there", name, "s", [reached[0] if reached else end])
-    group.row("everything was read", "layoutfs", "s", [end])
+        group.cell(f"{group.row('99 % of it are there', name, 's', [reached[0] if reached else end]):.2f} s")
+    group.cell(f"{group.row('everything was read', 'layoutfs', 's', [end]):.2f} s")
     colors = dict(zip(drawn, (plot.LIMIT, plot.OURS, plot.THEIRS, plot.INK)))
     group.plots["overlap.svg"] = plot.lines(
         f"First contact with {group.image}, over 1 Gbit/s, 10 ms", "s", "%",
