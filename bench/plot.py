@@ -3,7 +3,7 @@
 import math
 from xml.sax.saxutils import escape
 
-WIDTH, LABELS, BAR, GAP = 760, 320, 22, 8
+WIDTH, LABELS, BAR, GAP = 820, 360, 22, 8
 OURS, THEIRS, INK, LIMIT = "#1f6feb", "#a8b1bd", "#24292f", "#cf222e"
 
 
