@@ -66,14 +66,14 @@ pub fn announce(
 
 /// Reads the tables of contents that layers bring, so that what is said next is certain.
 fn read_tables(context: &Context, open: &OpenImage, layers: &[Layer]) -> Result<()> {
-    let unknown = layers.iter().filter(|layer| tables::saved_index(&open.store, layer).is_none());
+    let unknown = layers.iter().filter(|layer| !tables::is_known(&open.store, layer));
     let read = stream::iter(unknown.cloned().collect::<Vec<_>>())
-        .map(|layer| async move { (tables::own_table(&open.store, &layer).await, layer) })
+        .map(|layer| async move { (tables::learn_own_table(&open.store, &layer).await, layer) })
         .buffered(TABLES_AT_ONCE)
         .collect::<Vec<_>>();
     for (table, layer) in context.runtime.block_on(read) {
         match table {
-            Ok(_) => {}
+            Ok(()) => {}
             Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::DigestMismatch) => {
                 let digest = layer.blob.digest.short();
                 tracing::warn!("layer {digest}: its table of contents is not used: {error}");

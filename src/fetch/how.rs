@@ -40,11 +40,14 @@ impl How {
     pub fn of(store: &Store, layer: &Layer) -> Result<How> {
         let cache: &Cache = store.cache();
         let local = store.open_local(&layer.blob)?.is_some();
-        let Some(index) = tables::saved_index(store, layer) else {
+        let known = tables::look(store, layer, |index| {
+            (is_seekable(&index.spans), index.origin, index.artifact, index.tar_size)
+        });
+        let Some((is_seekable, origin, artifact, tar_size)) = known else {
             return Ok(if local { How::OnePassLocal } else { How::OnePass });
         };
-        let decoded = || cache.open_decoded(&layer.diff_id, index.tar_size).is_some();
-        Ok(match (is_seekable(&index.spans), index.origin, index.artifact) {
+        let decoded = || cache.open_decoded(&layer.diff_id, tar_size).is_some();
+        Ok(match (is_seekable, origin, artifact) {
             _ if local => How::Local,
             // Whoever can read spans does, and does not look for a decoded file.
             (true, Origin::Soci, _) => How::Soci,

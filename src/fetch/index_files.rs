@@ -45,7 +45,21 @@ impl Cache {
     /// # Errors
     /// Local trouble.
     pub fn save_index(&self, digest: &Digest, index: &LayerIndex) -> Result<()> {
-        self.save(&self.keyed("indexes", digest), (OWN, digest, String::new()), index)
+        self.save(
+            &self.keyed("indexes", digest),
+            (OWN, digest, String::new()),
+            saved::encode(index)?,
+        )
+    }
+
+    /// The same of a table that somebody waits for, and that can be had again: quickly, in some more
+    /// bytes.
+    ///
+    /// # Errors
+    /// Local trouble.
+    pub fn save_table(&self, key: &Digest, index: &LayerIndex) -> Result<()> {
+        let encoded = saved::encode_quickly(index)?;
+        self.save(&self.keyed("indexes", key), (OWN, key, String::new()), encoded)
     }
 
     /// Saves the index of a layer blob that was in `artifact`, which somebody named.
@@ -58,7 +72,8 @@ impl Cache {
         artifact: &Digest,
         index: &LayerIndex,
     ) -> Result<()> {
-        self.save(&self.named_path(digest), (NAMED, digest, artifact.to_string()), index)
+        let whose = (NAMED, digest, artifact.to_string());
+        self.save(&self.named_path(digest), whose, saved::encode(index)?)
     }
 
     fn named_path(&self, digest: &Digest) -> PathBuf {
@@ -94,10 +109,9 @@ impl Cache {
         &self,
         path: &Path,
         (what, digest, line): (&str, &Digest, String),
-        index: &LayerIndex,
+        encoded: Vec<u8>,
     ) -> Result<()> {
         let mut file = self.temporary("indexes")?;
-        let encoded = saved::encode(index)?;
         if !self.make_room(encoded.len() as u64) {
             return Err(Error::new(ErrorKind::Local, "no room for an index within --cache-limit"));
         }

@@ -84,7 +84,7 @@ pub struct Shared {
 pub fn unknown<'a>(store: &Store, layers: &'a [Layer]) -> Vec<&'a Layer> {
     let mut seen = HashSet::new();
     let once = layers.iter().filter(|layer| seen.insert(layer.blob.digest));
-    once.filter(|layer| tables::saved_index(store, layer).is_none()).collect()
+    once.filter(|layer| !tables::is_known(store, layer)).collect()
 }
 
 /// The index of `layer` that can be shared: the cache's, else that of a pass over the whole layer,

@@ -19,6 +19,7 @@ use super::flight::Flights;
 use super::line::{Behind, Line};
 use super::proved::Proved;
 use super::spans::Spans;
+use super::tables::Known;
 use super::uses::Uses;
 use super::{Deadline, Source};
 use crate::layout::range::ByteRange;
@@ -81,6 +82,8 @@ pub struct Store {
     pub spans: Spans,
     /// What readers needed.
     pub uses: Uses,
+    /// Indexes that were looked at.
+    pub(super) known: Known,
     /// Readers, before whom nobody asks who fetches ahead of them.
     pub line: Arc<Line>,
     /// Bytes of blobs, as stored, that first passes have decoded so far.
@@ -99,6 +102,7 @@ impl Store {
         Store {
             spans: Spans::new(config.spans_bytes_max),
             uses: Uses::default(),
+            known: Known::default(),
             line: Arc::default(),
             passed: AtomicU64::new(0),
             readers: AtomicU64::new(0),

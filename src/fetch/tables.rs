@@ -7,8 +7,8 @@
 //! manifest can trust it. It is saved under the blob *and* the annotations, because another manifest
 //! may name another table for the same blob, and may lie.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::{Error, ErrorKind, Result};
 use super::hedge;
@@ -17,11 +17,76 @@ use super::store::Store;
 use crate::layout::Digest;
 use crate::layout::index::{LayerIndex, Origin};
 use crate::layout::range::ByteRange;
-use crate::layout::toc::{self, Location, Place};
+use crate::layout::tar::METADATA_BYTES_MAX;
+use crate::layout::toc::{self, Place};
 use crate::layout::tree::Layer;
 
-/// The index of `layer` that the cache has, whoever made it.
+/// Memory for indexes that were looked at and are not yet used: those beyond it are read again.
+const KNOWN_BYTES_MAX: u64 = METADATA_BYTES_MAX / 4;
+
+/// Indexes that somebody has looked at and nobody has used yet: a mount says how it will read its
+/// layers before it does. With their memory in bytes.
+#[derive(Default)]
+pub struct Known(Mutex<HashMap<Key, (u64, LayerIndex)>>);
+
+/// Of a layer: blob, DiffID, what its table and its zTOC are saved under.
+type Key = (Digest, Digest, Option<Digest>, Option<Digest>);
+
+impl Known {
+    fn take(&self, layer: &Layer) -> Option<LayerIndex> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&key_of(layer))
+            .map(|(_, index)| index)
+    }
+
+    fn put(&self, layer: &Layer, index: LayerIndex) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = index.metadata_bytes();
+        let all = known.values().fold(bytes, |sum, (bytes, _)| sum.saturating_add(*bytes));
+        if all <= KNOWN_BYTES_MAX {
+            known.insert(key_of(layer), (bytes, index));
+        }
+    }
+}
+
+fn key_of(layer: &Layer) -> Key {
+    (layer.blob.digest, layer.diff_id, table_key(layer), soci_key(layer))
+}
+
+/// The index of `layer` that is here, whoever made it: the one that was looked at last, else the
+/// cache's.
 pub fn saved_index(store: &Store, layer: &Layer) -> Option<LayerIndex> {
+    store.known.take(layer).or_else(|| in_cache(store, layer))
+}
+
+/// What `look` finds in the index of `layer` that is here. Who asks for it next does not read it
+/// again.
+pub fn look<T>(store: &Store, layer: &Layer, look: impl FnOnce(&LayerIndex) -> T) -> Option<T> {
+    let index = saved_index(store, layer)?;
+    let found = look(&index);
+    store.known.put(layer, index);
+    Some(found)
+}
+
+/// An index of `layer` is here.
+pub fn is_known(store: &Store, layer: &Layer) -> bool {
+    look(store, layer, |_| ()).is_some()
+}
+
+/// Reads the table of contents that `layer` brings, so that it is known; see [`own_table`].
+///
+/// # Errors
+/// Those of [`own_table`].
+pub async fn learn_own_table(store: &Arc<Store>, layer: &Layer) -> Result<()> {
+    if let Some(index) = own_table(store, layer).await? {
+        store.known.put(layer, index);
+    }
+    Ok(())
+}
+
+fn in_cache(store: &Store, layer: &Layer) -> Option<LayerIndex> {
     load(store, layer, &layer.blob.digest)
         .or_else(|| named_index(store, layer))
         .or_else(|| saved_table(store, layer))
@@ -65,7 +130,7 @@ pub fn want_ztocs<'a>(store: &Store, layers: &'a [Layer]) -> Vec<&'a Layer> {
         layer.soci_index.is_some()
             && seen.insert(layer.blob.digest)
             && table_key(layer).is_none()
-            && saved_index(store, layer).is_none()
+            && !is_known(store, layer)
             && store.open_local(&layer.blob).is_ok_and(|local| local.is_none())
     };
     layers.iter().filter(wants).collect()
@@ -111,16 +176,16 @@ pub async fn own_table(store: &Arc<Store>, layer: &Layer) -> Result<Option<Layer
         }
         _ => read(store, layer, location.blob).await?,
     };
-    let index = parsed(location, stored, layer.diff_id).await?;
-    // This mount has it in memory; the next one asks again.
-    if let Err(error) = store.cache().save_index(&key, &index) {
-        store.cache().tell_trouble(&error);
-    }
-    Ok(Some(index))
-}
-
-async fn parsed(location: Location, stored: bytes::Bytes, diff_id: Digest) -> Result<LayerIndex> {
-    blocking(move || Ok(toc::parse(&location, &stored, diff_id)?)).await
+    let (store, diff_id) = (store.clone(), layer.diff_id);
+    let index = blocking(move || {
+        let index = toc::parse(&location, &stored, diff_id)?;
+        // This mount has it in memory; the next one asks again.
+        if let Err(error) = store.cache().save_table(&key, &index) {
+            store.cache().tell_trouble(&error);
+        }
+        Ok(index)
+    });
+    index.await.map(Some)
 }
 
 async fn read(store: &Store, layer: &Layer, range: ByteRange) -> Result<bytes::Bytes> {

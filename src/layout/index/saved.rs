@@ -41,6 +41,9 @@ const CHECKSUM_BYTES: usize = 32;
 /// Written once, when a pass ends, and kept for ever; higher levels keep a mount waiting.
 const ZSTD_LEVEL: i32 = 9;
 
+/// While somebody waits for what is in a table that came with its layer.
+const ZSTD_LEVEL_QUICK: i32 = 1;
+
 const ORIGINS: [Origin; 4] = [Origin::OnePass, Origin::EStargz, Origin::ZstdChunked, Origin::Soci];
 
 /// The index as bytes: the same for the same index.
@@ -49,6 +52,18 @@ const ORIGINS: [Origin; 4] = [Origin::OnePass, Origin::EStargz, Origin::ZstdChun
 /// [`Error::SavedIndex`] if the index breaks a rule that [`decode`] would refuse it for, or
 /// exceeds what the encoding can hold (4 GiB of names).
 pub fn encode(index: &LayerIndex) -> Result<Vec<u8>> {
+    encode_at(index, ZSTD_LEVEL)
+}
+
+/// As [`encode`], in a fifth of the time and some more bytes.
+///
+/// # Errors
+/// Those of [`encode`].
+pub fn encode_quickly(index: &LayerIndex) -> Result<Vec<u8>> {
+    encode_at(index, ZSTD_LEVEL_QUICK)
+}
+
+fn encode_at(index: &LayerIndex, level: i32) -> Result<Vec<u8>> {
     check(index).map_err(Error::SavedIndex)?;
     let mut tables = Tables::default();
     for entry in &index.entries {
@@ -73,7 +88,7 @@ pub fn encode(index: &LayerIndex) -> Result<Vec<u8>> {
     let plain =
         [&tables.entries, &tables.chunks, &tables.attributes, &tables.xattrs, &spans, &tables.heap];
     let plain: Vec<u8> = plain.iter().flat_map(|section| section.iter()).copied().collect();
-    let packed = zstd::bulk::compress(&plain, ZSTD_LEVEL)
+    let packed = zstd::bulk::compress(&plain, level)
         .map_err(|e| Error::SavedIndex(format!("its tables cannot be compressed: {e}")))?;
     let origin = ORIGINS.iter().position(|origin| *origin == index.origin).unwrap_or_default();
     let mut bytes = Vec::new();
