@@ -386,7 +386,7 @@ pub enum Index {
         /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
         image: String,
     },
-    /// List the layers: how each is read, its index, the spans in it
+    /// List the layers: how each is read, its index, the spans in it; and the registry's traces
     Ls {
         /// oci:DIR[:REF], a layout directory, or docker://REFERENCE
         image: String,

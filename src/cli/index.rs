@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -17,6 +18,7 @@ use crate::fetch::registry::Listed;
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
 use crate::fetch::{shared_index, shared_trace, tables};
 use crate::layout::Digest;
+use crate::layout::error::readable;
 use crate::layout::index::saved;
 use crate::layout::reference::Reference;
 use crate::layout::tree::Layer;
@@ -32,6 +34,22 @@ struct LayerSummary {
     index_bytes: Option<u64>,
     spans: Option<usize>,
 }
+
+/// A trace in `ls`.
+#[derive(Serialize)]
+struct TraceSummary {
+    /// What it is of.
+    #[serde(rename = "use")]
+    used_for: String,
+    /// Of the trace, and its bytes.
+    digest: String,
+    size: u64,
+    /// The manifest that refers to the image.
+    artifact: String,
+}
+
+/// The longest time without a byte from the registry that is asked for traces.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// An index that is ready to be shared.
 struct Encoded {
@@ -216,9 +234,10 @@ fn list(context: &Context, open: &OpenImage) -> Result<()> {
         .enumerate()
         .map(|(number, layer)| summarise(open, number, layer))
         .collect::<Result<Vec<_>>>()?;
+    let traces = listed_traces(context, open);
     if context.options.json {
         let image = open.image.descriptor.blob.digest.to_string();
-        return print_json(&json!({ "image": image, "layers": summaries }));
+        return print_json(&json!({ "image": image, "layers": summaries, "traces": traces }));
     }
     for layer in &summaries {
         let LayerSummary { number, digest, size: bytes, how, .. } = layer;
@@ -229,7 +248,37 @@ fn list(context: &Context, open: &OpenImage) -> Result<()> {
         };
         out!("{number:>3}  {digest}  {:>10}  {index}; {how}", size(*bytes));
     }
+    for trace in traces.unwrap_or_default() {
+        let TraceSummary { used_for, digest, size: bytes, .. } = trace;
+        let used_for = readable(&used_for);
+        out!("     {digest}  {:>10}  trace of use {used_for}", size(bytes));
+    }
     Ok(())
+}
+
+/// The traces that the first source lists for the image. `None`: that is not known, and why was told.
+fn listed_traces(context: &Context, open: &OpenImage) -> Option<Vec<TraceSummary>> {
+    let asked = (|| {
+        let (references, nowhere) = context.references(&open.image.selected)?;
+        let place = references.first().ok_or(nowhere)?;
+        let registry = context.registries()?.repository(place);
+        let deadline = Deadline::after(LISTED_WITHIN);
+        let image = open.image.descriptor.blob.digest;
+        context.runtime.block_on(shared_trace::all(&registry, &image, deadline))
+    })();
+    let summary = |shared: shared_trace::Shared| TraceSummary {
+        used_for: shared.used_for,
+        digest: shared.trace.digest.to_string(),
+        size: shared.trace.size,
+        artifact: shared.artifact.to_string(),
+    };
+    match asked {
+        Ok(traces) => Some(traces.into_iter().map(summary).collect()),
+        Err(error) => {
+            context.say(format_args!("traces in the registry are not known: {error}"));
+            None
+        }
+    }
 }
 
 fn summarise(open: &OpenImage, number: usize, layer: &Layer) -> Result<LayerSummary> {

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use super::registry::tries::Tries;
 use super::registry::{Attached, Registry};
 use super::{Deadline, Error, ErrorKind, Result};
-use crate::layout::Digest;
 use crate::layout::oci::Descriptor;
 use crate::layout::oci::referrer::EMPTY;
 use crate::layout::oci::trace_artifact::{TRACE_ARTIFACT, TRACE_USE, TraceArtifact};
 use crate::layout::trace::{TRACE_BYTES_MAX, Trace};
+use crate::layout::{Blob, Digest};
 
 /// What a registry lists.
 #[derive(Debug)]
@@ -22,6 +22,20 @@ pub struct Listed {
     /// Uses of which there are traces, each once.
     pub uses: Vec<String>,
 }
+
+/// A trace that a registry has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shared {
+    /// The manifest that says which use it is of.
+    pub artifact: Digest,
+    /// The use.
+    pub used_for: String,
+    /// The trace itself, which was not looked at.
+    pub trace: Blob,
+}
+
+/// Traces of one image that are told: more than a person reads.
+pub const TOLD_MAX: usize = 64;
 
 /// Pushes the trace of a use of `image`, which has been read as one.
 ///
@@ -66,6 +80,30 @@ pub async fn listed(
     Ok(listed)
 }
 
+/// The traces that `registry` lists for the image whose manifest is `image`, the first [`TOLD_MAX`] of
+/// them. What is none, or of another image, is left out.
+///
+/// # Errors
+/// As [`Registry::referrers`], and what requests fail with.
+pub async fn all(registry: &Registry, image: &Digest, deadline: Deadline) -> Result<Vec<Shared>> {
+    let found = registry.referrers(image, Some(TRACE_ARTIFACT), deadline).await?;
+    let mut all = Vec::new();
+    for one in found.iter().take(TOLD_MAX) {
+        let artifact = one.blob.digest;
+        match manifest(registry, &artifact, deadline.renewed()).await {
+            Ok(of) if of.subject.blob.digest == *image => {
+                all.push(Shared { artifact, used_for: of.used_for, trace: of.trace });
+            }
+            Ok(_) => tracing::debug!(%artifact, "a trace of another image"),
+            Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::NotFound) => {
+                tracing::debug!(%artifact, %error, "listed, and no trace");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
 /// The trace in `artifact`, if it is of the image whose manifest is `image`.
 ///
 /// # Errors
@@ -77,15 +115,7 @@ pub async fn fetch(
     image: &Digest,
     deadline: Deadline,
 ) -> Result<Trace> {
-    let mut tries = Tries::new(deadline);
-    let found = loop {
-        match registry.manifest(&artifact.to_string(), tries.deadline()).await {
-            Ok(manifest) => {
-                break TraceArtifact::parse(&format!("trace {artifact}"), &manifest.bytes)?;
-            }
-            Err(error) => tries.again(error).await?,
-        }
-    };
+    let found = manifest(registry, artifact, deadline).await?;
     let mut tries = Tries::new(deadline.renewed());
     let bytes = loop {
         match registry.blob_bytes(&found.trace, TRACE_BYTES_MAX, tries.deadline()).await {
@@ -101,4 +131,21 @@ pub async fn fetch(
         }
     }
     Ok(trace)
+}
+
+async fn manifest(
+    registry: &Registry,
+    artifact: &Digest,
+    deadline: Deadline,
+) -> Result<TraceArtifact> {
+    let mut tries = Tries::new(deadline);
+    loop {
+        match registry.manifest(&artifact.to_string(), tries.deadline()).await {
+            Ok(manifest) => {
+                let name = format!("trace {artifact}");
+                return Ok(TraceArtifact::parse(&name, &manifest.bytes)?);
+            }
+            Err(error) => tries.again(error).await?,
+        }
+    }
 }

@@ -25,13 +25,13 @@ use crate::support::tokens::{Auth, Bearer};
 const REPOSITORY: &str = "team/app";
 
 /// A machine: a room with a cache of its own, and a sparse layout of the image.
-struct Machine {
-    room: Arc<Room>,
-    layout: String,
+pub struct Machine {
+    pub room: Arc<Room>,
+    pub layout: String,
 }
 
 impl Machine {
-    fn new(registry: &Registry) -> Self {
+    pub fn new(registry: &Registry) -> Self {
         let room = Room::new();
         let layout = room.path().join("layout").display().to_string();
         room.layoutfs(&["sparse", &registry.reference(REPOSITORY, "v1"), "--to", &layout]);
@@ -44,7 +44,7 @@ impl Machine {
 
     /// Makes the indexes and pushes them; gives the artifact.
     #[track_caller]
-    fn push(&self) -> String {
+    pub fn push(&self) -> String {
         let printed = self.run("push", &[]).success();
         printed.trim().to_owned()
     }
@@ -58,34 +58,34 @@ impl Machine {
 
     /// What a mount with these options shows in a file.
     #[track_caller]
-    fn shows(&self, name: &str, options: &[&str]) -> Vec<u8> {
+    pub fn shows(&self, name: &str, options: &[&str]) -> Vec<u8> {
         let mount = self.room.mount(&self.layout, options);
         fs::read(mount.path().join(name)).unwrap()
     }
 }
 
 /// A registry with the image.
-fn registry_with(image: &Image) -> Registry {
+pub fn registry_with(image: &Image) -> Registry {
     let registry = Registry::start();
     image.push(&registry, REPOSITORY, "v1");
     registry
 }
 
 /// An image of a layer with two files, whose names a liar can swap.
-fn small() -> Image {
+pub fn small() -> Image {
     let files = LayerBuilder::new().file("good", 0o644, "good").file("evil", 0o755, "evil");
     ImageBuilder::new().layer(files, Compression::Gzip).build()
 }
 
 /// The index of the image's first layer, as `machine` has made it.
-fn index_of(machine: &Machine, image: &Image) -> LayerIndex {
+pub fn index_of(machine: &Machine, image: &Image) -> LayerIndex {
     let cache = Cache::open(&machine.room.cache_dir(), None).unwrap();
     cache.load_index(&image.layers[0].digest).unwrap()
 }
 
 /// Puts an artifact into the registry that says `bytes` are the index of `layer`, of an image whose
 /// manifest is `subject`.
-fn put_artifact(registry: &Registry, subject: Digest, layer: Digest, bytes: &[u8]) -> String {
+pub fn put_artifact(registry: &Registry, subject: Digest, layer: Digest, bytes: &[u8]) -> String {
     let index = Blob { digest: Digest::sha256_of(bytes), size: bytes.len() as u64 };
     registry.put_blob(REPOSITORY, Bytes::copy_from_slice(bytes));
     put_claim(registry, subject, LayerIndexBlob { layer, index })
@@ -421,13 +421,17 @@ fn other_commands_bring_what_is_named_too() {
 }
 
 #[test]
-fn ls_asks_nothing_and_tells_how_each_layer_is_read() {
+fn ls_fetches_no_layer_and_tells_how_each_is_read() {
     let image = small();
     let registry = registry_with(&image);
     let machine = Machine::new(&registry);
     registry.clear();
     let before = machine.run("ls", &[]).success();
     assert!(before.contains("no index; needs one pass of"), "{before}");
+    assert_eq!(layer_bytes_sent(&registry, &image), 0);
+    registry.clear();
+    let offline = machine.run("ls", &["--offline"]);
+    assert!(offline.stderr.contains("not known") && offline.stdout == before, "{offline}");
     assert_eq!(registry.requests().len(), 0);
     let built = machine.run("build", &[]);
     assert!(built.stderr.contains("indexes made: 1; there already: 0"), "{built}");

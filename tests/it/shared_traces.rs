@@ -6,7 +6,9 @@ use layoutfs::layout::oci::{Descriptor, OCI_MANIFEST};
 use layoutfs::layout::range::ByteRange;
 use layoutfs::layout::trace::{Needed, Trace};
 use layoutfs::layout::{Blob, Digest};
+use serde_json::Value;
 
+use crate::support::mount::Outcome;
 use crate::traces::{Setting, setting, some_use, until_prefetched};
 
 const REPOSITORY: &str = "team/app";
@@ -56,6 +58,38 @@ fn a_trace_that_was_pushed_is_found_by_its_use() {
     let offline = setting.mount(&["--prefetch", "auto", "--offline"]);
     assert!(offline.said().contains("--offline is set"), "{}", offline.said());
     assert_eq!(setting.registry.requests().len(), 0);
+}
+
+#[test]
+fn ls_lists_the_traces_beside_the_indexes() {
+    let setting = setting();
+    let ls = |options: &[&str]| {
+        let args = [&["index", "ls", &setting.layout], options].concat();
+        setting.room.run(&args)
+    };
+    let json = |outcome: Outcome| -> Value { serde_json::from_str(&outcome.success()).unwrap() };
+    assert_eq!(json(ls(&["--json"]))["traces"], serde_json::json!([]));
+    let trace = blob_of(setting.record(some_use).encode().as_bytes());
+    let file = setting.trace_path().display().to_string();
+    let push = ["index", "push", &setting.layout, "--trace", &file, "--use", "py\x1bthon"];
+    let artifact = setting.room.layoutfs(&push);
+    // What is listed and is none, or another image's, is passed over.
+    put(&setting, "default", blob_of(b"nothing there"));
+    let shown = json(ls(&["--json"]));
+    let first = &shown["traces"][0];
+    assert_eq!(first["use"], "py\x1bthon", "{shown}");
+    assert_eq!(first["artifact"], artifact.trim(), "{shown}");
+    assert_eq!(
+        (&first["digest"], &first["size"]),
+        (&trace.digest.to_string().into(), &trace.size.into())
+    );
+    let human = ls(&[]).success();
+    let line = human.lines().find(|line| line.contains("trace of use")).expect("a line");
+    assert!(line.contains(&trace.digest.to_string()) && !line.contains('\x1b'), "{line}");
+    assert!(human.contains("spans; lazy, by own index"), "{human}");
+    let offline = ls(&["--offline", "--json"]);
+    assert!(offline.stderr.contains("traces in the registry are not known"), "{offline}");
+    assert_eq!(json(offline)["traces"], Value::Null);
 }
 
 #[test]
