@@ -384,7 +384,11 @@ fn report(
 
 fn set_aside(asked: &AskedCounters) -> Vec<SetAside> {
     let known = asked.all_set_aside().into_iter();
-    known.map(|(source, blob)| SetAside { source, blob: blob.to_string() }).collect()
+    let told = known.map(|(source, blob, or_index)| {
+        let or_index = or_index.map(|artifact| artifact.to_string());
+        SetAside { source, blob: blob.to_string(), or_index }
+    });
+    told.collect()
 }
 
 /// Looks at memory only: a status is asked for again and again. `by_spans`: bytes of a layer that is

@@ -8,7 +8,7 @@ use super::context::{Context, print_json};
 use super::units::size;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::mounts::{Record, canonical_mountpoint};
-use crate::fs::status::{Status, query};
+use crate::fs::status::{SetAside, Status, query};
 
 /// How often `--watch` shows it again.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -112,7 +112,14 @@ fn print(status: &Status) {
         out!("  {state} {done} of {wanted}; {} requests failed", prefetch.errors);
     }
     for aside in &status.set_aside {
-        out!("  asked last: {} served wrong bytes of {}", aside.source, aside.blob);
+        let SetAside { source, blob, or_index } = aside;
+        let or = or_index.as_ref().map(|artifact| {
+            format!(
+                "; or the index is wrong by which it is read, that of artifact {artifact}: \
+                 --index off reads it without"
+            )
+        });
+        out!("  asked last: {source} served wrong bytes of {blob}{}", or.unwrap_or_default());
     }
     let messages: Vec<String> = status.messages.iter().map(|(n, c)| format!("{n} {c}")).collect();
     out!(

@@ -202,7 +202,8 @@ impl Arrival {
         let hashed = file.clone();
         tokio::task::spawn_blocking(move || {
             // Another attempt has the bytes from elsewhere: see `Store`.
-            let outcome = hash_file(&hashed, blob, &sender).map_err(|error| Error {
+            let told = |at| sender.send_modify(|p| (p.resident, p.arrived) = (at, at));
+            let outcome = hash_file(&hashed, blob, told).map_err(|error| Error {
                 may_differ: error.kind == ErrorKind::DigestMismatch,
                 ..error
             });
@@ -363,7 +364,8 @@ fn crashed(error: &tokio::task::JoinError) -> Error {
     Error::new(ErrorKind::Local, format!("a stream's task ended early: {error}"))
 }
 
-fn hash_file(file: &File, blob: Blob, progress: &watch::Sender<Progress>) -> Result<()> {
+/// All of a blob is in `file`, and has its digest. `told` hears how far that is.
+pub(super) fn hash_file(file: &File, blob: Blob, told: impl Fn(u64)) -> Result<()> {
     let mut hasher = blob.digest.hasher();
     let mut at = 0;
     while at < blob.size {
@@ -375,7 +377,7 @@ fn hash_file(file: &File, blob: Blob, progress: &watch::Sender<Progress>) -> Res
         })?;
         hasher.update(&bytes);
         at = range.end;
-        progress.send_modify(|p| (p.resident, p.arrived) = (at, at));
+        told(at);
     }
     Ok(blob.digest.compare(hasher)?)
 }

@@ -164,7 +164,7 @@ impl Line {
                 }
                 is_elsewhere || can_again
             }
-            Distrust::Wrong => {
+            Distrust::Wrong | Distrust::Doubted(_) => {
                 // Who is found wrong for the second time had its turn as nobody else delivers.
                 let is_news = guilty.iter().any(|at| !known.is_proved_wrong(*at));
                 let is_known = !guilty.is_empty() && !is_news;
@@ -189,7 +189,16 @@ impl Line {
                 Distrust::Wrong => {
                     tracing::warn!(source, %digest, %range, "wrong bytes: asked last for this blob");
                     if guilty.len() == 1 {
-                        self.counters.set_aside(source, digest);
+                        self.counters.set_aside(source, digest, None);
+                    }
+                }
+                Distrust::Doubted(artifact) => {
+                    tracing::warn!(
+                        source, %digest, %range, %artifact,
+                        "wrong bytes, or a wrong index: asked last for this blob"
+                    );
+                    if guilty.len() == 1 {
+                        self.counters.set_aside(source, digest, Some(artifact));
                     }
                 }
             }

@@ -58,8 +58,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::layout::Blob;
 use crate::layout::range::ByteRange;
+use crate::layout::{Blob, Digest};
 
 pub use error::{Error, ErrorKind, Result};
 
@@ -147,6 +147,8 @@ impl Body {
 pub enum Distrust {
     /// They are not what their digest says.
     Wrong,
+    /// They are not what an index says that came in this artifact: they are wrong, or it is.
+    Doubted(Digest),
     /// They do not come, or hardly.
     Slow,
 }

@@ -1,6 +1,6 @@
 //! Source around a Source: remembers every call. `status` reads the counters, tests the calls too.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,7 +27,7 @@ pub struct Counters {
     retries: AtomicU64,
     errors: AtomicU64,
     hedges: AtomicU64,
-    set_aside: Mutex<BTreeSet<(String, Digest)>>,
+    set_aside: Mutex<BTreeMap<(String, Digest), Option<Digest>>>,
     bytes_of: Mutex<HashMap<Digest, u64>>,
 }
 
@@ -99,18 +99,21 @@ impl Counters {
         self.hedges.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// `source` served wrong bytes of `blob`.
-    pub fn set_aside(&self, source: String, blob: Digest) {
+    /// `source` served wrong bytes of `blob`, unless the index in the artifact `or_index` is wrong by
+    /// which they were found so.
+    pub fn set_aside(&self, source: String, blob: Digest, or_index: Option<Digest>) {
         let mut known = self.set_aside.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() < SET_ASIDE_MAX {
-            known.insert((source, blob));
+            // What is certain once stays so.
+            let before = known.entry((source, blob)).or_insert(or_index);
+            *before = before.and(or_index);
         }
     }
 
-    /// Which sources served wrong bytes, of which blobs.
-    pub fn all_set_aside(&self) -> Vec<(String, Digest)> {
+    /// Which sources served wrong bytes, of which blobs, or which index may be wrong instead.
+    pub fn all_set_aside(&self) -> Vec<(String, Digest, Option<Digest>)> {
         let known = self.set_aside.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().cloned().collect()
+        known.iter().map(|((source, blob), or)| (source.clone(), *blob, *or)).collect()
     }
 }
 

@@ -5,9 +5,10 @@ mod prefetch;
 mod streamed;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::ahead::Ahead;
+use super::arrival::hash_file;
 use super::cache::{Part, read_exact_at};
 use super::error::{Error, ErrorKind, Result};
 use super::flight::{Flights, Turn};
@@ -51,6 +53,8 @@ pub struct SpanReader {
     ahead_of_use: Mutex<HashMap<usize, Arc<Notify>>>,
     coming: Coming,
     part: Mutex<Option<Part>>,
+    /// A blob that is here whole was hashed, and had its digest.
+    has_proved_whole: OnceLock<bool>,
     ahead: Mutex<Ahead>,
     /// Where work ahead of a reader is done.
     runtime: Option<Handle>,
@@ -70,6 +74,7 @@ impl SpanReader {
             ahead_of_use: Mutex::default(),
             coming: Coming::default(),
             part: Mutex::default(),
+            has_proved_whole: OnceLock::new(),
             ahead: Mutex::default(),
             runtime: Handle::try_current().ok(),
         }
@@ -257,7 +262,8 @@ impl SpanReader {
                 Err(error) if error.kind != ErrorKind::DigestMismatch => return Err(error),
                 Err(error) => {
                     let is_fetched = pieces.is_fetched(span.blob);
-                    if is_fetched && !source.distrust(blob, span.blob, Distrust::Wrong) {
+                    let why = self.index.artifact.map_or(Distrust::Wrong, Distrust::Doubted);
+                    if is_fetched && !source.distrust(blob, span.blob, why) {
                         let error = self.doubted(error.context(source.name()));
                         return Err(self.store.disproved(blob, span.blob, began, error));
                     }
@@ -320,6 +326,29 @@ impl SpanReader {
         Error { message, ..error }
     }
 
+    /// A span of `whole`, all of the blob, did not pass: is it the index that is wrong? That of a pass
+    /// and the layer's own are not; one from elsewhere is if the blob has its digest.
+    fn is_index_wrong(&self, whole: &File) -> bool {
+        let is_right = || {
+            let hashed = hash_file(whole, self.layer.blob, |_| ());
+            hashed.inspect_err(|error| tracing::debug!(%error, "the blob is not right")).is_ok()
+        };
+        // Once is enough: what the kernel repeats page by page would hash it again each time.
+        self.index.artifact.is_some() && *self.has_proved_whole.get_or_init(is_right)
+    }
+
+    /// The error for a span that does not pass, of a blob that does.
+    fn refuted(&self, error: &Error) -> Error {
+        let artifact = self.index.artifact.map(|artifact| artifact.to_string());
+        let message = format!(
+            "{}: the index is wrong by which this layer is read, that of artifact {}, for the blob is \
+             here and has its digest: --index off reads the layer without it",
+            error.message,
+            artifact.unwrap_or_default()
+        );
+        Error::new(ErrorKind::Invalid, message)
+    }
+
     /// The span from a local file, if it is there and right. Wrong or unreadable bytes are named in
     /// the log, and fetched.
     fn local_span(&self, i: usize) -> Result<Option<Proved>> {
@@ -327,8 +356,8 @@ impl SpanReader {
         let blob = &self.layer.blob;
         let opened = self.store.open_local(blob)?;
         let is_cached = matches!(opened, Some((_, true)));
-        let local = match opened {
-            Some((file, _)) => read_exact_at(&file, span.blob).map(Some),
+        let local = match &opened {
+            Some((file, _)) => read_exact_at(file, span.blob).map(Some),
             None => self.resident_span(span),
         };
         let checked = local.and_then(|bytes| match bytes {
@@ -337,6 +366,9 @@ impl SpanReader {
         });
         match checked {
             Err(error) if error.kind == ErrorKind::Invalid => Err(error),
+            Err(error) if opened.is_some_and(|(file, _)| self.is_index_wrong(&file)) => {
+                Err(self.refuted(&error))
+            }
             Err(error) => {
                 tracing::warn!(%error, "local bytes are damaged, fetching them again");
                 if is_cached {

@@ -70,13 +70,16 @@ pub struct Status {
     pub log: PathBuf,
 }
 
-/// A source that served wrong bytes of a blob.
+/// A source that served wrong bytes of a blob, or so it seems.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetAside {
     /// As the registry and repository.
     pub source: String,
     /// Digest of the blob.
     pub blob: String,
+    /// The artifact with the index that says so, where nothing else does: that may be wrong instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub or_index: Option<String>,
 }
 
 /// One layer of a mount.

@@ -48,3 +48,4 @@ mod tidy;
 mod tls;
 mod traces;
 mod writers;
+mod wrong_indexes;
