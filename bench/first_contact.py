@@ -179,23 +179,23 @@ def measure_image(room, source, kind, rounds, say):
     group = Group("First contact", f"{scene.blob_mb:.0f} MB{kind}")
     median = {(row, side): group.row(row, side, UNITS.get(row, "s"), values)
               for row, sides in samples.items() for side, values in sides.items()}
-    _tell(group, median)
+    _tell(group, f" of {group.image}" if kind else "", median)
     return group
 
 
-def _tell(group, median):
+def _tell(group, of, median):
     first = {side: median["first contact, cold", side] for side in SIDES}
     group.budget("first by umoci", first[OURS] / first[UMOCI])
     group.budget("first by podman", first[OURS] / first[PODMAN])
     group.budget("first by tar", first[OURS] / first[TAR])
     group.budget("first by unpigz", first[OURS] / first[PIGZ])
     for peer in PULLERS:
-        group.cell(group.versus(f"first contact, {peer}", first[OURS], first[peer]))
+        group.cell(group.versus(f"first contact{of}, {peer}", first[OURS], first[peer]))
     second, again = "second read, warm", "remount, cold, offline"
     overlay = median["second read under overlayfs, warm", OURS] / median[second, UMOCI]
     by_ext4 = {row: median[row, OURS] / median[row, UMOCI] for row in (second, again)}
     for row in (second, again):
-        group.versus(f"{row}, ext4", median[row, OURS], median[row, UMOCI])
+        group.versus(f"{row}{of}, ext4", median[row, OURS], median[row, UMOCI])
     group.budget("second", by_ext4[second])
     group.budget("second messages", median["FUSE messages of the second read", OURS])
     group.budget("second overlay", overlay)
