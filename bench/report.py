@@ -10,6 +10,7 @@ from pathlib import Path
 import budget
 import measure
 import plot
+from ours import PROGRAM
 from room import PLACE, REPOSITORY
 
 # The last measurement of each group.
@@ -133,13 +134,16 @@ class Report:
 
 
 def _commit():
-    """Of this tree, and whether more than results was changed since."""
+    """Of this tree, whether more than results was changed since, and whether the program is older."""
     git = ("git", "-C", REPOSITORY)
-    told = subprocess.run([*git, "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True,
-                          check=False)
+    told, source = (subprocess.run([*git, *words], stdout=subprocess.PIPE, text=True, check=False)
+                    for words in (("rev-parse", "--short", "HEAD"),
+                                  ("log", "-1", "--format=%ct", "--", "src", "Cargo.lock")))
+    older = PROGRAM.exists() and PROGRAM.stat().st_mtime < int(source.stdout or 0)
     others = (".", ":!bench/results.md", ":!bench/*.svg")
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *others], check=False).returncode
-    return (told.stdout.strip() or "unknown") + ("-dirty" if changed else "")
+    commit = (told.stdout.strip() or "unknown") + ("-dirty" if changed else "")
+    return f"before {commit}" if older else commit
 
 
 def _processor():
