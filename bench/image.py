@@ -44,14 +44,15 @@ def of_files(room, name, wanted, total_mb, copies=1):
             taken += size
         copy += 1
 
-    def layer(part):
+    def layer(place, part):
+        # No layer has a directory of another: whoever unpacks them at the same time makes each once.
         def write(tar):
             for again in range(copies):
                 for number in sorted({number for number, _ in part}):
                     names = (path for copy, path in part if copy == number)
-                    _pack(room, tar, names, f"again{again}-{number}/")
+                    _pack(room, tar, names, f"layer{place}-{again}-{number}/")
         return write
-    return _made(room, name, [layer(part) for part in parts])
+    return _made(room, name, list(itertools.starmap(layer, enumerate(parts))))
 
 
 def of_entries(room, name, entries, large_mb):
