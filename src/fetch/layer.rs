@@ -95,14 +95,20 @@ impl LayerReader {
         self.decoded().is_some()
     }
 
+    /// The bytes at `tar`, without copying any, if they lie in memory side by side.
+    pub fn part_now(&self, tar: ByteRange) -> Option<Proved> {
+        if tar.end > self.tar_size || self.decoded().is_some() {
+            return None;
+        }
+        self.spans.as_ref()?.part_now(tar)
+    }
+
     /// Reads `tar` into `out` (of the same length) if that needs neither the network nor decoding.
     /// `None`: it does, and `out` may hold anything; use [`LayerReader::read`]. A range beyond the
     /// layer is refused.
     pub fn read_now(&self, tar: ByteRange, mut out: Place<'_>) -> Option<Result<()>> {
         if tar.end > self.tar_size {
-            // No span would be found for what lies beyond, and zeros would pass for content.
-            let message = format!("range {tar} is outside of a layer of {} bytes", self.tar_size);
-            return Some(Err(Error::new(ErrorKind::Invalid, message)));
+            return Some(Err(self.outside(tar)));
         }
         if let Some(decoded) = self.decoded() {
             return match decoded.read(tar, out) {
@@ -124,14 +130,18 @@ impl LayerReader {
     /// # Errors
     /// The bytes cannot be had, or are not what their digest says.
     pub async fn read(self: &Arc<Self>, tar: ByteRange, deadline: Deadline) -> Result<Proved> {
-        let len = tar.len() as usize;
-        let mut out = Filling::zeroed(len);
-        if let Some(read) = self.read_now(tar, out.place(0..len)) {
-            return read.map(|()| out.finish());
+        if tar.end > self.tar_size {
+            return Err(self.outside(tar));
+        }
+        if self.spans.is_none() || self.decoded().is_some() {
+            let len = tar.len() as usize;
+            let mut out = Filling::zeroed(len);
+            if let Some(read) = self.read_now(tar, out.place(0..len)) {
+                return read.map(|()| out.finish());
+            }
         }
         if let Some(spans) = &self.spans {
-            let read = spans.read(tar, out.place(0..len), deadline).await;
-            return read.map(|()| out.finish());
+            return spans.read(tar, deadline).await;
         }
         match self.read_decoded(tar).await {
             // What another mount has left behind may be damaged; what we decode now is not.
@@ -141,6 +151,12 @@ impl LayerReader {
             }
             read => read,
         }
+    }
+
+    /// No span would be found for what lies beyond, and zeros would pass for content.
+    fn outside(&self, tar: ByteRange) -> Error {
+        let message = format!("range {tar} is outside of a layer of {} bytes", self.tar_size);
+        Error::new(ErrorKind::Invalid, message)
     }
 
     async fn read_decoded(&self, tar: ByteRange) -> Result<Proved> {

@@ -64,6 +64,11 @@ impl Proved {
             }
         }
     }
+
+    /// The part at `range`, which lies within: the same bytes, not a copy.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        Proved(self.0.slice(range))
+    }
 }
 
 /// Decodes a proved blob from its start, piece by piece.

@@ -21,7 +21,7 @@ use super::arrival::hash_file;
 use super::cache::{Part, read_exact_at};
 use super::error::{Error, ErrorKind, Result};
 use super::flight::{Flights, Turn};
-use super::proved::{Place, Proved};
+use super::proved::{Filling, Place, Proved};
 use super::store::{self, Store};
 use super::{Deadline, Distrust, hedge};
 use crate::layout::index::landmark::spans_in_front;
@@ -80,6 +80,15 @@ impl SpanReader {
         }
     }
 
+    /// The bytes at `tar`, not copied, if they are of one span, which is in memory.
+    pub fn part_now(self: &Arc<Self>, tar: ByteRange) -> Option<Proved> {
+        let wanted = self.index.spans_for(tar);
+        let i = only(&wanted)?;
+        let decoded = self.store.spans.get(&(self.number, i))?;
+        self.go_ahead(wanted);
+        Some(part_of(&self.index.spans[i], &decoded, tar))
+    }
+
     /// Copies `tar` to `out`, which has its length, if all of it is in memory.
     pub fn read_now(self: &Arc<Self>, tar: ByteRange, out: &mut Place<'_>) -> Option<()> {
         let wanted = self.index.spans_for(tar);
@@ -91,22 +100,24 @@ impl SpanReader {
         Some(())
     }
 
-    /// Copies `tar` to `out`, which has its length, once it was fetched and decoded.
+    /// The bytes at `tar`, once they were fetched and decoded.
     ///
     /// # Errors
-    /// The bytes cannot be had, or are not what their digest says.
-    pub async fn read(
-        self: &Arc<Self>,
-        tar: ByteRange,
-        mut out: Place<'_>,
-        deadline: Deadline,
-    ) -> Result<()> {
+    /// They cannot be had, or are not what their digest says.
+    pub async fn read(self: &Arc<Self>, tar: ByteRange, deadline: Deadline) -> Result<Proved> {
         let wanted = self.index.spans_for(tar);
         self.go_ahead(wanted.clone());
-        for (i, decoded) in self.decode(wanted, true, deadline).await? {
-            copy_overlap(&self.index.spans[i], &decoded, tar, &mut out);
+        let is_one = only(&wanted).is_some();
+        let decoded = self.decode(wanted, true, deadline).await?;
+        if let (true, [(i, decoded)]) = (is_one, &decoded[..]) {
+            return Ok(part_of(&self.index.spans[*i], decoded, tar));
         }
-        Ok(())
+        let len = tar.len() as usize;
+        let mut out = Filling::zeroed(len);
+        for (i, decoded) in decoded {
+            copy_overlap(&self.index.spans[i], &decoded, tar, &mut out.place(0..len));
+        }
+        Ok(out.finish())
     }
 
     /// Lets go of a file that the limit has removed.
@@ -440,6 +451,17 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::new(ErrorKind::Local, format!("a read ended early: {e}")))?
+}
+
+/// The span, if there is one and no other.
+fn only(spans: &std::ops::Range<usize>) -> Option<usize> {
+    (spans.len() == 1).then_some(spans.start)
+}
+
+/// `tar`, which lies within `span`, of what that decodes to.
+fn part_of(span: &Span, decoded: &Proved, tar: ByteRange) -> Proved {
+    let from = (tar.start - span.tar.start) as usize;
+    decoded.part(from..from + tar.len() as usize)
 }
 
 /// Copies what `span` (decoded) has of `tar` to its place in `out`.

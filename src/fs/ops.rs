@@ -8,7 +8,7 @@ use crate::fetch::proved::{Filling, Proved};
 use crate::fetch::store::Store;
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
 use crate::layout::entry::Chunk;
-use crate::layout::plan;
+use crate::layout::plan::{self, Slice};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::{ContentRef, KindRef, NodeId, Tree};
 use crate::layout::{Blob, Digest};
@@ -137,8 +137,16 @@ impl View {
             }
             ContentRef::Chunks { layer, chunks } => {
                 let reader = &self.readers[usize::from(layer)];
+                let slices = plan::plan_read(&chunks, size, range);
+                if let [Slice { tar: Some(tar), .. }] = slices[..]
+                    && let Some(bytes) = reader.part_now(tar)
+                {
+                    reader.note_needed(tar);
+                    reader.used().got(range.len());
+                    return Some(Ok(bytes));
+                }
                 let mut out = Filling::zeroed(range.len() as usize);
-                for slice in plan::plan_read(&chunks, size, range) {
+                for slice in slices {
                     // What has no place in the layer is a hole, and is zero already.
                     let Some(tar) = slice.tar else { continue };
                     if let Err(error) = reader.read_now(tar, out.place(positions(slice.buffer)))? {
@@ -191,8 +199,15 @@ impl View {
         deadline: Deadline,
     ) -> Result<Proved> {
         let reader = &self.readers[usize::from(layer)];
+        let slices = plan::plan_read(chunks, size, range);
+        if let [Slice { tar: Some(tar), .. }] = slices[..] {
+            reader.note_needed(tar);
+            let bytes = reader.read(tar, deadline.renewed()).await?;
+            reader.used().got(range.len());
+            return Ok(bytes);
+        }
         let mut out = Filling::zeroed(range.len() as usize);
-        for slice in plan::plan_read(chunks, size, range) {
+        for slice in slices {
             let Some(tar) = slice.tar else { continue };
             reader.note_needed(tar);
             let bytes = reader.read(tar, deadline.renewed()).await?;

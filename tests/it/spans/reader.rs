@@ -126,6 +126,31 @@ fn run(sample: &Sample, lives: &[Vec<Vec<Read>>], is_ahead: bool) {
     assert!(is_ahead || asked == needed, "asked for {asked:?}, needed {needed:?}");
 }
 
+#[tokio::test]
+async fn what_is_read_of_one_span_is_not_copied() {
+    let sample = Sample::of_members();
+    let cache = tempfile::tempdir().expect("a directory");
+    let reader = reader(&sample, cache.path(), Memory::of(&sample));
+    let span = sample.index.spans[1].tar;
+    let patient = || Deadline::after(Duration::from_secs(50));
+    assert!(reader.part_now(span).is_none(), "it is not here yet");
+    let whole = reader.read(span, patient()).await.expect("bytes");
+    for tar in [ByteRange::at(span.start, 5), ByteRange::at(span.end - 5, 5)] {
+        let within = (tar.start - span.start) as usize;
+        let parts = [reader.part_now(tar), reader.read(tar, patient()).await.ok()];
+        for part in parts.map(|part| part.expect("it is in memory")) {
+            assert_eq!(part.as_ptr(), whole[within..].as_ptr());
+            assert_eq!(*part, sample.tar[tar.start as usize..tar.end as usize]);
+        }
+    }
+    let two = ByteRange::new(span.end - 5, span.end + 5);
+    assert!(reader.part_now(two).is_none(), "they do not lie side by side");
+    let read = reader.read(two, patient()).await.expect("bytes");
+    assert_eq!(*read, sample.tar[two.start as usize..two.end as usize]);
+    let beyond = ByteRange::at(sample.tar.len() as u64, 1);
+    assert!(reader.part_now(beyond).is_none());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 

@@ -134,6 +134,14 @@ impl Read {
     }
 }
 
+impl Sample {
+    /// Random content in spans of some 4,000 bytes.
+    pub fn of_members() -> Self {
+        let writer = Writer::Gzip { level: 6, member_bytes: 4000, block_bytes: usize::MAX };
+        sample(&[generated("members", 20_000).to_vec()], writer, 3000)
+    }
+}
+
 fn sample(contents: &[Vec<u8>], writer: Writer, spacing: u64) -> Sample {
     let mut builder = LayerBuilder::new().dir("d", 0o755);
     for (number, content) in contents.iter().enumerate() {
