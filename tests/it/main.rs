@@ -23,6 +23,7 @@ mod lifecycle;
 mod listing_works;
 mod merge_model;
 mod mounts;
+mod one_byte;
 mod own_tables;
 mod panics;
 mod proofs;
