@@ -14,7 +14,7 @@ DENY := $(or $(shell command -v cargo-deny 2>/dev/null),target/tools/bin/cargo-d
 DENY_CHECK = $(DENY) --log-level error check --hide-inclusion-graph
 MUTANTS := $(or $(shell command -v cargo-mutants 2>/dev/null),target/tools/bin/cargo-mutants)
 
-.PHONY: help setup build demo test fmt lint deny advisories bench bench-extension fuzz mutants soak clean
+.PHONY: help setup build demo test fmt lint deny advisories bench bench-extension fuzz mutants soak test-modes clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -83,6 +83,15 @@ target/tools/bin/cargo-mutants:
 
 soak: ## a minute of readers, evictions and faults at once (SOAK_SECONDS, LAYOUTFS_SEED)
 	LAYOUTFS_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --release --test it soak:: -- --nocapture
+
+# One-byte reads are elsewhere: `tests/it/one_byte.rs`, and pieces of one byte in the tests of decoders.
+MODES ?= one-event-thread one-span-cache no-push small-reads \
+    one-event-thread,one-span-cache,no-push,small-reads
+
+test-modes: setup ## tests/it with one event thread, memory for one span, pushing off, READs of a page; each, then all (MODES)
+	for mode in $(MODES); do \
+	    LAYOUTFS_TEST=$$mode $(CARGO) test --locked --test it -- --skip lifecycle --skip tidy || exit 1; \
+	done
 
 clean:
 	$(CARGO) clean

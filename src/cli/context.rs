@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use super::args::Options;
 use super::background::Starter;
 use super::index_choice::IndexChoice;
+use super::modes::Modes;
 use super::sources;
 use crate::fetch::auth::keychain::KeychainConfig;
 use crate::fetch::cache::Cache;
@@ -24,9 +25,6 @@ use crate::layout::image_argument::{ImageArgument, Selector};
 use crate::layout::oci::Platform;
 use crate::layout::reference::Reference;
 
-/// Decoded spans kept in memory by one mount: a scan needs a few, random readers some tens.
-const SPANS_BYTES_MAX: usize = 32 << 20;
-
 /// The options and the environment.
 pub struct Context {
     /// As given.
@@ -35,6 +33,8 @@ pub struct Context {
     pub platform: Platform,
     /// Runs everything that waits.
     pub runtime: tokio::runtime::Runtime,
+    /// What tests change.
+    pub modes: Modes,
     /// This process serves in the background; whoever started it waits until the tree answers.
     pub starter: Option<Starter>,
     cache: OnceLock<Cache>,
@@ -58,6 +58,7 @@ impl Context {
     /// # Errors
     /// Local trouble.
     pub fn new(options: &Options, starter: Option<i32>) -> Result<Self> {
+        let modes = Modes::from_env()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .thread_name("fetch")
@@ -66,7 +67,7 @@ impl Context {
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
         let (cache, scratch_layouts) = (OnceLock::new(), OnceLock::new());
         let (options, starter) = (options.clone(), starter.map(Starter));
-        Ok(Context { options, platform, runtime, starter, cache, scratch_layouts })
+        Ok(Context { options, platform, runtime, modes, starter, cache, scratch_layouts })
     }
 
     /// Removes what was made for this process alone.
@@ -264,7 +265,7 @@ impl Context {
             source,
             no_source,
             stall: self.options.deadline,
-            spans_bytes_max: SPANS_BYTES_MAX,
+            spans_bytes_max: self.modes.spans_bytes_max,
             own_indexes_only: self.options.index == IndexChoice::Off,
         })))
     }

@@ -24,6 +24,7 @@ mod index;
 mod index_choice;
 mod inspect;
 mod logging;
+mod modes;
 mod mount;
 mod oci_runtime;
 mod progress;

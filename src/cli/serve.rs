@@ -175,6 +175,7 @@ impl<'a> Daemon<'a> {
             complaints: Arc::new(Complaints::new(&self.record.image)),
             open_files: Arc::default(),
             pusher: Arc::default(),
+            serving: self.context.modes.serving,
             ended: Arc::default(),
         };
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);

@@ -24,7 +24,7 @@ use super::attr::{attr, file_type, ino, node_id};
 use super::complaints::Complaints;
 use super::counters::{Counters, Message};
 use super::errno;
-use super::mount::{TTL, request_capabilities};
+use super::mount::{Serving, TTL, request_capabilities};
 use super::open_files::OpenFiles;
 use super::ops::View;
 use super::pending::Pending;
@@ -55,6 +55,8 @@ pub struct Shell {
     pub open_files: Arc<OpenFiles>,
     /// Sends files before they are asked for.
     pub pusher: Arc<Pusher>,
+    /// How it is served.
+    pub serving: Serving,
     /// Set when the session has ended.
     pub ended: Arc<AtomicBool>,
 }
@@ -116,7 +118,7 @@ fn guarded(handled: std::thread::Result<()>) {
 
 impl Filesystem for Shell {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        request_capabilities(config);
+        request_capabilities(config, self.serving);
         Ok(())
     }
 
@@ -280,7 +282,7 @@ impl Filesystem for Shell {
         reply: ReplyDirectoryPlus,
     ) {
         let (pusher, counters) = (self.pusher.clone(), self.counters.clone());
-        let notifier = self.notifier.clone();
+        let (notifier, pushes) = (self.notifier.clone(), self.serving.may_push());
         self.with_view(Message::Readdirplus, reply, move |view, mut reply| {
             let (tree, directory) = (view.tree(), node_id(ino));
             let Some(listing) = directory.and_then(|id| listing(tree, id, offset)) else {
@@ -295,7 +297,7 @@ impl Filesystem for Shell {
                     break;
                 }
             }
-            if let (true, Some(directory)) = (is_end, directory) {
+            if let (true, Some(directory)) = (is_end && pushes, directory) {
                 pusher.listed(view, directory, &notifier, &counters);
             }
             reply.ok();

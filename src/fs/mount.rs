@@ -24,8 +24,8 @@ pub const TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Read-ahead requests that the kernel may have under way; its default of 12 starves fast readers.
 const BACKGROUND_MAX: u16 = 64;
 
-/// One event thread may wait for the other: see [`Pusher::listed`](super::push::Pusher::listed).
-const EVENT_THREADS_MIN: usize = 2;
+/// Whoever pushes may wait for another event thread: see [`Pusher::listed`](super::push::Pusher::listed).
+const EVENT_THREADS_TO_PUSH: usize = 2;
 
 /// More event threads than this only contend for the queue.
 const EVENT_THREADS_MAX: usize = 4;
@@ -40,8 +40,41 @@ const BUSY_POLL: Duration = Duration::from_millis(20);
 /// Read-ahead of a mount. The kernel offers FUSE 128 KiB; 1 MiB reads cost a third less a byte.
 const READ_AHEAD_KIB: &str = "1024";
 
+/// How a mount is served. Only tests want any other way than the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serving {
+    /// Event threads at most, at least 1.
+    pub event_threads_max: usize,
+    /// Small files may be sent with their directory, if there are two event threads.
+    pub pushes: bool,
+    /// The kernel asks for as little at a time as it can: a page.
+    pub small_reads: bool,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Serving { event_threads_max: EVENT_THREADS_MAX, pushes: true, small_reads: false }
+    }
+}
+
+impl Serving {
+    /// Files may be pushed: one thread alone would wait for itself.
+    pub fn may_push(self) -> bool {
+        self.pushes && self.event_threads() >= EVENT_THREADS_TO_PUSH
+    }
+
+    fn event_threads(self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        cores.max(EVENT_THREADS_TO_PUSH).min(self.event_threads_max)
+    }
+}
+
 /// Asks the kernel for what saves messages. What it does not have, it does without.
-pub fn request_capabilities(config: &mut KernelConfig) {
+pub fn request_capabilities(config: &mut KernelConfig, serving: Serving) {
+    if serving.small_reads {
+        // Less than a page: no read-ahead.
+        let _ = config.set_max_readahead(1);
+    }
     for capability in [
         // Attributes come with the names: a walk needs no LOOKUP.
         InitFlags::FUSE_DO_READDIRPLUS,
@@ -61,7 +94,7 @@ pub fn request_capabilities(config: &mut KernelConfig) {
     let _ = config.set_max_background(BACKGROUND_MAX);
 }
 
-fn options(root: bool) -> Config {
+fn options(root: bool, serving: Serving) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         // A writable mount invalidates times on each read, and the next stat asks again.
@@ -76,8 +109,7 @@ fn options(root: bool) -> Config {
         config.mount_options.extend([MountOption::Suid, MountOption::Dev]);
         config.acl = SessionACL::All;
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    config.n_threads = Some(cores.clamp(EVENT_THREADS_MIN, EVENT_THREADS_MAX));
+    config.n_threads = Some(serving.event_threads());
     config.clone_fd = true;
     config
 }
@@ -98,8 +130,8 @@ impl Mounted {
     pub fn start(shell: Shell, mountpoint: &Path) -> Result<Self> {
         let root = rustix::process::geteuid().is_root();
         let notifier: Arc<OnceLock<Notifier>> = shell.notifier.clone();
-        let ended = shell.ended.clone();
-        let session = Session::new(shell, mountpoint, &options(root))
+        let (ended, serving) = (shell.ended.clone(), shell.serving);
+        let session = Session::new(shell, mountpoint, &options(root, serving))
             .map_err(|e| cannot_mount(mountpoint, &e))?;
         let _ = notifier.set(session.notifier());
         std::thread::Builder::new()
@@ -107,7 +139,7 @@ impl Mounted {
             .spawn(move || session.run())
             .map_err(|e| Error::local("cannot start a thread", &e))?;
         let device = super::mounts::find_mount(mountpoint).map(|m| m.device);
-        if let (true, Some(device)) = (root, &device) {
+        if let (true, Some(device)) = (root && !serving.small_reads, &device) {
             raise_read_ahead(device);
         }
         Ok(Mounted { mountpoint: mountpoint.to_owned(), device, ended })

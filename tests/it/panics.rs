@@ -12,7 +12,7 @@ use layoutfs::fetch::store::{Config, Store};
 use layoutfs::fetch::{Body, BoxFuture, Deadline, Error, ErrorKind, Result, Source};
 use layoutfs::fs::complaints::Complaints;
 use layoutfs::fs::fuse::Shell;
-use layoutfs::fs::mount::Mounted;
+use layoutfs::fs::mount::{Mounted, Serving};
 use layoutfs::fs::ops::View;
 use layoutfs::fs::pending::Pending;
 use layoutfs::fs::policy::Policy;
@@ -92,6 +92,7 @@ fn a_panic_is_eio_and_a_line_in_the_log_and_the_mount_lives() {
         notifier: Arc::default(),
         open_files: Arc::default(),
         pusher: Arc::default(),
+        serving: Serving::default(),
         complaints: Arc::new(Complaints::new("an image")),
         ended: Arc::<AtomicBool>::default(),
     };

@@ -10,6 +10,7 @@ pub mod ground;
 pub mod image;
 pub mod layer;
 pub mod listing;
+pub mod modes;
 pub mod mount;
 pub mod referrers;
 pub mod registry;
