@@ -30,8 +30,14 @@ impl Starter {
 const CHILD_OPTION: &str = "--background-child";
 
 /// For glibc's malloc, which otherwise gives each thread that decodes an arena of its own, and each
-/// arena keeps the largest that it ever held: 178 MB instead of 83 MB after a scan of 600 MB.
-const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "2");
+/// arena keeps the largest that it ever held: 178 MB instead of 83 MB after a scan of 600 MB. And
+/// which otherwise, once a span was freed, takes the next from the heap, and gives nothing back of what
+/// entries took on their way to a tree: 95 to 111 MB instead of 76 MB after 100,000 files were read.
+const MALLOC: [(&str, &str); 3] = [
+    ("MALLOC_ARENA_MAX", "2"),
+    ("MALLOC_MMAP_THRESHOLD_", "1048576"),
+    ("MALLOC_TRIM_THRESHOLD_", "4194304"),
+];
 
 /// A descriptor of the caller's that is to hear that the tree answers.
 pub struct ReadyDescriptor {
@@ -73,8 +79,8 @@ pub fn serve_in_background(ready_fd: Option<u32>) -> Result<i32> {
     keep_descriptors_here().map_err(|e| failed(&e))?;
     // The program that runs now, even if its file was replaced meanwhile.
     let mut child = Command::new("/proc/self/exe");
-    if std::env::var_os(ARENAS.0).is_none() {
-        child.env(ARENAS.0, ARENAS.1);
+    for (name, value) in MALLOC.iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
+        child.env(name, value);
     }
     let mut child = child
         .arg0("layoutfs")
