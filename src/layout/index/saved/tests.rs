@@ -154,37 +154,60 @@ fn what_a_stranger_sealed_is_valid_or_refused() {
     assert!(decode(&with_tables(&bytes, |plain| plain.truncate(100))).is_err());
 }
 
-#[test]
-fn an_index_that_breaks_a_rule_is_not_saved() {
-    let breaks: [fn(&mut LayerIndex); 17] = [
-        |index| index.tar_size += 1,
-        |index| index.spans[1].tar.start -= 1,
-        |index| index.spans[2].blob.start = 498,
-        |index| index.spans[2].blob.end = 510,
-        |index| index.spans[0].codec = Codec::Stored,
-        |index| index.spans[4].skip = SPAN_DECODED_BYTES_MAX + 1,
-        |index| index.windows.push(0),
-        |index| index.spans[3].codec = index.spans[2].codec,
+type Break = fn(&mut LayerIndex);
+
+/// Rules, broken one at a time; and the reason that is told.
+const BREAKS: [(Break, &str); 17] = [
+    (|index| index.tar_size += 1, "its spans end at 100000, the tar at 100001"),
+    (|index| index.spans[1].tar.start -= 1, "cannot follow blob 0 and tar 1000"),
+    (|index| index.spans[2].blob.start = 498, "cannot follow blob 499 and tar 2000"),
+    (|index| index.spans[2].blob.end = 510, "cannot follow blob 499 and tar 2000"),
+    (|index| index.spans[0].codec = Codec::Stored, ": stored, and tar "),
+    (|index| index.spans[4].skip = SPAN_DECODED_BYTES_MAX + 1, ": it passes over 8388609 bytes"),
+    (|index| index.windows.push(0), "windows of 5 bytes, not 6"),
+    (|index| index.spans[3].codec = index.spans[2].codec, "windows of 2 bytes, not 5"),
+    (
         |index| {
-            index.spans[1].codec = Codec::Deflate(Point { bits: 8, window: ByteRange::new(0, 2) })
+            index.spans[1].codec = Codec::Deflate(Point { bits: 8, window: ByteRange::new(0, 2) });
         },
-        |index| index.entries[1].path = b"a/../b".to_vec(),
-        |index| index.entries[4].path = b"".to_vec(),
-        |index| index.entries[1].attributes.mode = 0o10000,
+        ": 8 bits, and a window at ",
+    ),
+    (|index| index.entries[1].path = b"a/../b".to_vec(), "a/../b"),
+    (|index| index.entries[4].path = b"".to_vec(), "the root is not a directory"),
+    (|index| index.entries[1].attributes.mode = 0o10000, "mode or nanoseconds out of range"),
+    (
         |index| index.entries[1].attributes.mtime.nanos = 1_000_000_000,
+        "mode or nanoseconds out of range",
+    ),
+    (
         |index| index.entries[1].attributes.xattrs.reverse(),
+        "invalid or unsorted extended attributes",
+    ),
+    (
         |index| index.entries[4].kind = EntryKind::Symlink { target: vec![] },
+        "invalid symbolic link target",
+    ),
+    (
         |index| index.entries[5].kind = EntryKind::Hardlink { target: b"/a".to_vec() },
+        "the path is not clean",
+    ),
+    (
         |index| {
             let tar = ByteRange::new(TAR_SIZE - 1, TAR_SIZE + 1);
             let chunks = vec![Chunk { file_offset: 0, tar }];
             index.entries[1].kind = EntryKind::Regular { size: 10, chunks };
         },
-    ];
-    for (n, break_rule) in breaks.iter().enumerate() {
+        "at 0 of 10 bytes",
+    ),
+];
+
+#[test]
+fn an_index_that_breaks_a_rule_is_not_saved_and_the_rule_is_told() {
+    for (n, (break_rule, reason)) in BREAKS.iter().enumerate() {
         let mut index = small();
         break_rule(&mut index);
-        assert!(matches!(encode(&index), Err(Error::SavedIndex(_))), "{n}");
+        let Err(Error::SavedIndex(told)) = encode(&index) else { panic!("{n}: {reason}") };
+        assert!(told.contains(reason), "{n}: expected {reason:?}, got {told:?}");
     }
 }
 
