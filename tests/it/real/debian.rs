@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::support::listing::Listing;
 use crate::support::mount::{Mount, Outcome, Room, run};
 
-/// The first time, a Debian is bootstrapped: 40 s of work, and slow mirrors exist.
+/// The first time, a Debian is bootstrapped: two minutes of work, and slow mirrors exist.
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 /// Foreign tools unpack the whole image; three suites may share two cores.
 pub const TOOL_LIMIT: Duration = Duration::from_secs(300);
