@@ -16,7 +16,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Next};
 use super::arrival::hash_file;
 use super::cache::{Part, read_exact_at};
 use super::error::{Error, ErrorKind, Result};
@@ -129,14 +129,21 @@ impl SpanReader {
     /// Fetches and decodes what a reader of `wanted` will need next, if it goes from span to span.
     fn go_ahead(self: &Arc<Self>, wanted: std::ops::Range<usize>) {
         let Some(runtime) = &self.runtime else { return };
-        let (next, fetches) = {
+        let next = {
             let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-            (ahead.touch(wanted, self.index.spans.len()), ahead.fetches())
+            ahead.touch(wanted, self.index.spans.len())
         };
-        for first in next.clone().step_by(AHEAD_TOGETHER) {
-            let spans = first..next.end.min(first + AHEAD_TOGETHER);
+        let Some(Next { spans: next, fetches }) = next else { return };
+        // A request is for several. What is only decoded is decoded in the order of the reader.
+        let together = if fetches { AHEAD_TOGETHER } else { 1 };
+        for first in next.clone().step_by(together) {
+            let spans = first..next.end.min(first + together);
             let reader = self.clone();
             runtime.spawn(async move {
+                let _turn = match fetches {
+                    true => None,
+                    false => reader.store.decoding_ahead.acquire().await.ok(),
+                };
                 let _in_line = reader.store.line.reader();
                 let deadline = reader.store.deadline();
                 if let Err(error) = reader.decode(spans, fetches, deadline).await {
@@ -215,7 +222,8 @@ impl SpanReader {
             }
         }
         if !missing.is_empty() {
-            self.ahead.lock().unwrap_or_else(PoisonError::into_inner).note_fetch();
+            let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            missing.iter().for_each(|&i| ahead.note_fetch(i));
         }
         let mut attempts = 0;
         while !missing.is_empty() {

@@ -7,10 +7,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use rustix::fs::OFlags;
+use tokio::sync::Semaphore;
 
 use super::arrival::{Arrival, Origin, Progress, Until};
 use super::cache::{Cache, StreamLock};
@@ -88,6 +90,9 @@ pub struct Store {
     pub line: Arc<Line>,
     /// Bytes of blobs, as stored, that first passes have decoded so far.
     pub passed: AtomicU64,
+    /// As many spans as there are processors are decoded ahead of readers at a time, in the order
+    /// in which they are going to be read.
+    pub(super) decoding_ahead: Semaphore,
     readers: AtomicU64,
     arrivals: Arc<Mutex<Arrivals>>,
     flights: Flights<Digest>,
@@ -105,6 +110,7 @@ impl Store {
             known: Known::default(),
             line: Arc::default(),
             passed: AtomicU64::new(0),
+            decoding_ahead: Semaphore::new(available_parallelism().map_or(1, usize::from)),
             readers: AtomicU64::new(0),
             config,
             arrivals: Arc::default(),
