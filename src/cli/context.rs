@@ -266,6 +266,7 @@ impl Context {
             no_source,
             stall: self.options.deadline,
             spans_bytes_max: self.modes.spans_bytes_max,
+            keeps_fresh: self.modes.keeps_fresh,
             own_indexes_only: self.options.index == IndexChoice::Off,
         })))
     }

@@ -22,6 +22,8 @@ pub struct Modes {
     pub serving: Serving,
     /// Bytes of decoded spans that a mount keeps in memory.
     pub spans_bytes_max: usize,
+    /// What a first pass decodes is there for a while.
+    pub keeps_fresh: bool,
 }
 
 impl Modes {
@@ -34,17 +36,19 @@ impl Modes {
     }
 
     fn parse(words: &str) -> Result<Self> {
-        let mut modes = Modes { serving: Serving::default(), spans_bytes_max: SPANS_BYTES_MAX };
+        let serving = Serving::default();
+        let mut modes = Modes { serving, spans_bytes_max: SPANS_BYTES_MAX, keeps_fresh: true };
         for word in words.split(',').filter(|word| !word.is_empty()) {
             match word {
                 "one-event-thread" => modes.serving.event_threads_max = 1,
                 "one-span-cache" => modes.spans_bytes_max = ONE_SPAN_BYTES,
                 "no-push" => modes.serving.pushes = false,
+                "no-fresh" => modes.keeps_fresh = false,
                 "small-reads" => modes.serving.small_reads = true,
                 _ => {
                     let message = format!(
                         "{VARIABLE}: {word}: expected one-event-thread, one-span-cache, no-push, \
-                         small-reads; it is for tests alone: unset it"
+                         no-fresh, small-reads; it is for tests alone: unset it"
                     );
                     return Err(Error::new(ErrorKind::Usage, message));
                 }
@@ -62,11 +66,13 @@ mod tests {
     fn each_word_changes_one_thing_and_any_other_is_refused() {
         let plain = Modes::parse("").expect("no words");
         assert!(plain.serving.pushes && !plain.serving.small_reads);
+        assert!(plain.keeps_fresh);
         assert!(plain.serving.event_threads_max > 1);
-        let all = Modes::parse("one-event-thread,one-span-cache,no-push,small-reads");
+        let all = Modes::parse("one-event-thread,one-span-cache,no-push,no-fresh,small-reads");
         let all = all.expect("all words");
         let serving = Serving { event_threads_max: 1, pushes: false, small_reads: true };
-        assert_eq!(all, Modes { serving, spans_bytes_max: ONE_SPAN_BYTES });
+        let expected = Modes { serving, spans_bytes_max: ONE_SPAN_BYTES, keeps_fresh: false };
+        assert_eq!(all, expected);
         let one = Modes::parse("no-push").expect("one word");
         assert_eq!(one, Modes { serving: Serving { pushes: false, ..plain.serving }, ..plain });
         let error = Modes::parse("no-push,fast").expect_err("not a word");

@@ -17,6 +17,7 @@ use super::arrival::{Arrival, Until};
 use super::cache::Cache;
 use super::decoded::{Decoded, Summing, Sums};
 use super::error::{Error, ErrorKind, Result};
+use super::fresh::{self, Fresh};
 use super::room::Allowance;
 use super::store::{self, Store};
 use crate::layout::Digest;
@@ -46,6 +47,8 @@ const UNDECIDED_DECODED_BYTES_MAX: u64 = 2 * SPAN_DECODED_BYTES_MAX;
 pub enum Keep {
     /// Only if the layer cannot seek.
     WhatHelps,
+    /// The same; and it is going to be read soon: see [`Fresh`].
+    ToRead,
     /// In any case: a decoded file is what the caller is after.
     Decoded,
 }
@@ -56,6 +59,8 @@ pub struct Pass {
     pub index: LayerIndex,
     /// The uncompressed layer, if it was kept.
     pub decoded: Option<Decoded>,
+    /// What it decoded, of a layer that can seek and is going to be read.
+    pub fresh: Option<Fresh>,
 }
 
 /// Reads the whole of `layer` once; again when the bytes are wrong, and others may come.
@@ -94,11 +99,20 @@ fn scan_arrival(
 ) -> Result<Pass> {
     let named = |e: Error| e.context(format!("layer {}", layer.blob.digest));
     let (pieces, queue) = sync_channel(QUEUED_PIECES);
-    let (cache, hasher) = (store.cache().clone(), layer.diff_id.hasher());
     let stored_bytes = layer.blob.size;
+    let cache = store.cache();
+    let fresh = match keep {
+        Keep::ToRead => {
+            store.fresh_room().and_then(|room| fresh::Writing::begin(cache, room, stored_bytes))
+        }
+        Keep::WhatHelps | Keep::Decoded => None,
+    };
+    let files =
+        Files { cache: cache.clone(), decoded: DecodedFile::begin(cache, stored_bytes), fresh };
+    let hasher = layer.diff_id.hasher();
     let hashing = std::thread::Builder::new()
         .name("diffid".to_owned())
-        .spawn(move || hash_and_write(&cache, hasher, &queue, stored_bytes))
+        .spawn(move || hash_and_write(files, hasher, &queue))
         .map_err(|e| Error::local("cannot start a thread", &e))?;
     let mut sink = Sink::new(pieces, keep);
     let scanned = scan(handle, store, arrival, &mut sink);
@@ -108,7 +122,7 @@ fn scan_arrival(
     let hashed = hashing.join().map_err(|_| Error::new(ErrorKind::Local, "a thread panicked"))?;
     proved.map_err(named)?;
     let scanned = scanned.map_err(named)?;
-    let Hashed { diff_id, spans, decoded } = hashed;
+    let Hashed { diff_id, spans, decoded, fresh } = hashed;
     if diff_id != layer.diff_id {
         let message = format!(
             "layer {}: DiffID mismatch: the image configuration says {}, the layer has {diff_id}; \
@@ -137,7 +151,8 @@ fn scan_arrival(
         }
         _ => None,
     };
-    Ok(Pass { index, decoded })
+    let fresh = fresh.filter(|_| is_seekable(&index.spans)).map(fresh::Writing::proved);
+    Ok(Pass { index, decoded, fresh })
 }
 
 /// Feeds the scanner with what is resident, as it comes.
@@ -255,45 +270,57 @@ impl Drop for Sink {
     }
 }
 
+/// Where decoded pieces are written, as long as that works.
+struct Files {
+    cache: Cache,
+    decoded: Option<DecodedFile>,
+    fresh: Option<fresh::Writing>,
+}
+
+impl Files {
+    /// Appends to one of the two.
+    fn write(&mut self, bytes: &[u8], is_worth_a_file: bool) {
+        if !is_worth_a_file {
+            if let Some(fresh) = &mut self.fresh {
+                fresh.write(bytes);
+            }
+            return;
+        }
+        let Some(decoded) = &mut self.decoded else { return };
+        match decoded.write(&self.cache, bytes) {
+            Ok(true) => {}
+            Ok(false) => self.decoded = None,
+            Err(error) => {
+                self.cache.tell_trouble(&error);
+                self.decoded = None;
+            }
+        }
+    }
+}
+
 /// What the hashing thread made of its pieces.
 struct Hashed {
     diff_id: Digest,
     spans: SpanBuilder,
     /// The file of those pieces that were to be written.
     decoded: Option<(tempfile::NamedTempFile, Sums, Allowance)>,
+    fresh: Option<fresh::Writing>,
 }
 
-fn hash_and_write(
-    cache: &Cache,
-    mut hasher: Hasher,
-    queue: &Receiver<Piece>,
-    stored_bytes: u64,
-) -> Hashed {
-    let allowance = cache.allow_decoded(stored_bytes);
-    let mut writing = Some(DecodedFile { file: None, allowance, summing: Summing::default() });
+fn hash_and_write(mut files: Files, mut hasher: Hasher, queue: &Receiver<Piece>) -> Hashed {
     let mut spans = SpanBuilder::default();
     for piece in queue {
-        let (bytes, write) = match piece {
-            Piece::Decoded { bytes, write } => (bytes, write),
-            Piece::Blob { bytes, starts } => {
-                spans.push(&bytes, starts);
-                continue;
+        match piece {
+            Piece::Decoded { bytes, write } => {
+                hasher.update(&bytes);
+                files.write(&bytes, write);
             }
-        };
-        hasher.update(&bytes);
-        if write && let Some(file) = &mut writing {
-            match file.write(cache, &bytes) {
-                Ok(true) => {}
-                Ok(false) => writing = None,
-                Err(error) => {
-                    cache.tell_trouble(&error);
-                    writing = None;
-                }
-            }
+            Piece::Blob { bytes, starts } => spans.push(&bytes, starts),
         }
     }
-    let decoded = writing.and_then(|w| Some((w.file?, w.summing.finish(), w.allowance)));
-    Hashed { diff_id: hasher.finish(), spans, decoded }
+    let Files { decoded, fresh, .. } = files;
+    let decoded = decoded.and_then(|w| Some((w.file?, w.summing.finish(), w.allowance)));
+    Hashed { diff_id: hasher.finish(), spans, decoded, fresh }
 }
 
 /// A decoded layer while it is written.
@@ -304,6 +331,11 @@ struct DecodedFile {
 }
 
 impl DecodedFile {
+    fn begin(cache: &Cache, stored_bytes: u64) -> Option<Self> {
+        let allowance = cache.allow_decoded(stored_bytes);
+        Some(DecodedFile { file: None, allowance, summing: Summing::default() })
+    }
+
     /// Appends. `false`: the cache may not use so much; `Rolling` does without.
     fn write(&mut self, cache: &Cache, bytes: &[u8]) -> Result<bool> {
         let len = bytes.len() as u64;

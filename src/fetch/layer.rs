@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::decoded::Decoded;
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
+use super::fresh::Fresh;
 use super::proved::{Filling, Place, Proved};
 use super::rolling::Rolling;
 use super::span_reader::{SpanReader, blocking};
@@ -28,6 +29,8 @@ pub struct LayerReader {
     /// `None`: it has a span that is too large to be decoded for one read.
     spans: Option<Arc<SpanReader>>,
     decoded: RwLock<Option<Arc<Decoded>>>,
+    /// What its first pass has just decoded.
+    fresh: RwLock<Option<Fresh>>,
     /// Instead of a decoded file, once there was no place for one.
     rolling: OnceLock<Rolling>,
     decoding: Flights<()>,
@@ -54,12 +57,18 @@ impl LayerReader {
             tar_size: index.tar_size,
             spans,
             decoded: RwLock::new(decoded.map(Arc::new)),
+            fresh: RwLock::default(),
             rolling: OnceLock::new(),
             decoding: Flights::default(),
             used: store.uses.of(&layer.blob),
             store,
             layer,
         })
+    }
+
+    /// The same with what its first pass has decoded.
+    pub fn with_fresh(self, fresh: Option<Fresh>) -> Self {
+        LayerReader { fresh: RwLock::new(fresh), ..self }
     }
 
     /// The layer.
@@ -119,10 +128,18 @@ impl LayerReader {
                 read => Some(read),
             };
         }
+        if self.read_fresh(tar, &mut out).is_some() {
+            return Some(Ok(()));
+        }
         match &self.spans {
             Some(spans) => spans.read_now(tar, &mut out).map(Ok),
             None => self.rolling.get()?.read_now(tar, out).map(Ok),
         }
+    }
+
+    fn read_fresh(&self, tar: ByteRange, out: &mut Place<'_>) -> Option<()> {
+        let fresh = self.fresh.read().unwrap_or_else(PoisonError::into_inner);
+        fresh.as_ref()?.read(tar, out)
     }
 
     /// Reads `tar`, fetching and decoding what is missing.
@@ -181,6 +198,11 @@ impl LayerReader {
 
     /// Lets go of files that the limit has removed: see [`Store::release_evicted`].
     pub fn release_evicted(&self) {
+        let mut fresh = self.fresh.write().unwrap_or_else(PoisonError::into_inner);
+        let over = fresh.take_if(|fresh| fresh.is_over());
+        drop(fresh);
+        // To give so much memory back takes a while: readers need not wait for it.
+        drop(over);
         if !self.store.may_release() {
             return;
         }

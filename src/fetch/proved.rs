@@ -1,7 +1,7 @@
 //! `Proved`: bytes whose digest was checked; nothing else gets into a reply of the rootfs view.
 //!
 //! The type is the guarantee: [`Proved::check`] is the way in, and what is made of proved bytes
-//! (slices, decoded spans, files put together) stays proved. [`Proved::vouch`] is for the two
+//! (slices, decoded spans, files put together) stays proved. [`Proved::vouch`] is for the
 //! modules that check a whole file and read it piece by piece afterwards; `tests/it/tidy.rs` lets
 //! nobody else call it.
 

@@ -23,7 +23,7 @@ use super::proved::Proved;
 use super::spans::Spans;
 use super::tables::Known;
 use super::uses::Uses;
-use super::{Deadline, Source};
+use super::{Deadline, Source, fresh};
 use crate::layout::range::ByteRange;
 use crate::layout::{Blob, Digest};
 
@@ -70,6 +70,8 @@ pub struct Config {
     pub stall: Duration,
     /// Bytes of decoded spans kept in memory.
     pub spans_bytes_max: usize,
+    /// What first passes decode is there for a while: see [`Fresh`](fresh::Fresh).
+    pub keeps_fresh: bool,
     /// Layers are not read by indexes that are neither ours nor in the layers themselves.
     pub own_indexes_only: bool,
 }
@@ -93,6 +95,8 @@ pub struct Store {
     /// As many spans as there are processors are decoded ahead of readers at a time, in the order
     /// in which they are going to be read.
     pub(super) decoding_ahead: Semaphore,
+    /// For what first passes have decoded.
+    fresh: fresh::Room,
     readers: AtomicU64,
     arrivals: Arc<Mutex<Arrivals>>,
     flights: Flights<Digest>,
@@ -111,6 +115,7 @@ impl Store {
             line: Arc::default(),
             passed: AtomicU64::new(0),
             decoding_ahead: Semaphore::new(available_parallelism().map_or(1, usize::from)),
+            fresh: fresh::Room::of(&config.cache),
             readers: AtomicU64::new(0),
             config,
             arrivals: Arc::default(),
@@ -133,6 +138,11 @@ impl Store {
     /// A number that no other reader of this store has.
     pub fn new_reader(&self) -> u64 {
         self.readers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Where what a first pass of this store decodes may go for a while.
+    pub(super) fn fresh_room(&self) -> Option<fresh::Room> {
+        self.config.keeps_fresh.then(|| self.fresh.clone())
     }
 
     /// The longest wait without a byte, from now.

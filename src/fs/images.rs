@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::ops::View;
 use super::policy::Policy;
-use crate::fetch::first_pass::{self, Keep};
+use crate::fetch::first_pass::{self, Keep, Pass};
 use crate::fetch::image::Image;
 use crate::fetch::layer::LayerReader;
 use crate::fetch::store::Store;
@@ -127,14 +127,13 @@ async fn open_layer(store: &Arc<Store>, layer: Layer) -> Result<Opened> {
         Some(index) => Some(index),
         None => tables::own_table(store, &layer).await.or_else(useless)?,
     };
-    let (index, decoded) = match known {
-        Some(index) => (index, None),
-        None => {
-            let pass = first_pass::run(store, &layer, Keep::WhatHelps).await?;
-            (pass.index, pass.decoded)
-        }
+    let pass = match known {
+        Some(index) => Pass { index, decoded: None, fresh: None },
+        None => first_pass::run(store, &layer, Keep::ToRead).await?,
     };
-    let reader = Arc::new(LayerReader::new(store.clone(), layer, &index, decoded)?);
+    let Pass { index, decoded, fresh } = pass;
+    let reader = LayerReader::new(store.clone(), layer, &index, decoded)?.with_fresh(fresh);
+    let reader = Arc::new(reader);
     Ok(Opened { index, reader })
 }
 

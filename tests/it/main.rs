@@ -13,6 +13,7 @@ mod extend;
 mod faults_matrix;
 mod finalize;
 mod formats;
+mod fresh;
 mod hostile;
 mod hydrate_app;
 mod image_works;

@@ -79,6 +79,7 @@ fn store(blob: &[u8], cache: &Path) -> Arc<Store> {
         no_source: Error::new(ErrorKind::Offline, "unused"),
         stall: patient().stall(),
         spans_bytes_max: 1 << 20,
+        keeps_fresh: true,
         own_indexes_only: false,
     }))
 }

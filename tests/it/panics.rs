@@ -81,6 +81,7 @@ fn a_panic_is_eio_and_a_line_in_the_log_and_the_mount_lives() {
         no_source: Error::new(ErrorKind::Offline, "unused"),
         stall: Duration::from_secs(5),
         spans_bytes_max: 1 << 20,
+        keeps_fresh: true,
         own_indexes_only: false,
     });
     let pending = Pending::default();

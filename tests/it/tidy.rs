@@ -30,7 +30,8 @@ const CONFINED: [(&str, &[&str], &str); 6] = [
 ];
 
 /// Who makes proved bytes without checking their digest there and then: of files that were checked.
-const PROVERS: &[&str] = &["src/fetch/proved.rs", "src/fetch/decoded.rs", "src/fetch/arrival.rs"];
+const PROVERS: &[&str] =
+    &["src/fetch/proved.rs", "src/fetch/decoded.rs", "src/fetch/fresh.rs", "src/fetch/arrival.rs"];
 
 /// Who gives errnos to readers. Those that the kernel gives to us are `rustix::io::Errno`, written
 /// in full, and may be read anywhere.

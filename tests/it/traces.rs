@@ -317,6 +317,7 @@ fn no_request_of_a_prefetch_begins_while_a_reader_waits() {
         no_source: Error::new(ErrorKind::Offline, "unused"),
         stall: Duration::from_secs(50),
         spans_bytes_max: 1 << 20,
+        keeps_fresh: true,
         own_indexes_only: false,
     }));
     let blob = |layer: &Layer| Blob { digest: layer.digest, size: layer.blob.len() as u64 };

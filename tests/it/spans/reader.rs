@@ -67,6 +67,7 @@ fn reader(sample: &Sample, cache: &Path, source: Arc<Memory>) -> Arc<LayerReader
         no_source: Error::new(ErrorKind::Offline, "unused"),
         stall: Duration::from_secs(50),
         spans_bytes_max: 30_000,
+        keeps_fresh: true,
         own_indexes_only: false,
     });
     let digest = Digest::sha256_of(&sample.blob);

@@ -1,9 +1,12 @@
 //! `LAYOUTFS_TEST`, which the binary gets along with everything else: what tests that count have to
 //! know of it. (What the words mean: `src/cli/modes.rs`.)
 
+/// Its name.
+pub const VARIABLE: &str = "LAYOUTFS_TEST";
+
 /// The suite runs with this word.
 pub fn is_on(word: &str) -> bool {
-    let words = std::env::var("LAYOUTFS_TEST").unwrap_or_default();
+    let words = std::env::var(VARIABLE).unwrap_or_default();
     words.split(',').any(|on| on == word)
 }
 

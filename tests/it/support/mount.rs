@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::ground::Ground;
+use super::modes;
 
 /// No command of a test may take longer. Generous: a busy machine must not fail a test.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -17,6 +18,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 /// started or mounted in it may outlive it.
 pub struct Room {
     ground: Ground,
+    words: &'static str,
     mounts_made: AtomicU32,
 }
 
@@ -40,12 +42,18 @@ pub struct Mount {
 impl Room {
     /// An empty room.
     pub fn new() -> Arc<Self> {
+        Room::with("")
+    }
+
+    /// An empty room, whose commands have these words of `LAYOUTFS_TEST` beside those that the suite
+    /// runs with.
+    pub fn with(words: &'static str) -> Arc<Self> {
         let ground = Ground::new();
         for name in ["cache", "run", "home"] {
             // As login makes XDG_RUNTIME_DIR: for its owner only.
             DirBuilder::new().mode(0o700).create(ground.path().join(name)).unwrap();
         }
-        Arc::new(Room { ground, mounts_made: AtomicU32::new(0) })
+        Arc::new(Room { ground, words, mounts_made: AtomicU32::new(0) })
     }
 
     /// Where tests may put their own files.
@@ -73,6 +81,10 @@ impl Room {
             .env_remove("REGISTRY_AUTH_FILE")
             .env_remove("CNB_REGISTRY_AUTH")
             .env_remove("NOTIFY_SOCKET");
+        if !self.words.is_empty() {
+            let suite = std::env::var(modes::VARIABLE).unwrap_or_default();
+            command.env(modes::VARIABLE, format!("{suite},{}", self.words));
+        }
         command
     }
 
