@@ -43,12 +43,13 @@ impl Modes {
                 "one-event-thread" => modes.serving.event_threads_max = 1,
                 "one-span-cache" => modes.spans_bytes_max = ONE_SPAN_BYTES,
                 "no-push" => modes.serving.pushes = false,
+                "no-poll" => modes.serving.polls = false,
                 "no-fresh" => modes.keeps_fresh = false,
                 "small-reads" => modes.serving.small_reads = true,
                 _ => {
                     let message = format!(
                         "{VARIABLE}: {word}: expected one-event-thread, one-span-cache, no-push, \
-                         no-fresh, small-reads; it is for tests alone: unset it"
+                         no-poll, no-fresh, small-reads; it is for tests alone: unset it"
                     );
                     return Err(Error::new(ErrorKind::Usage, message));
                 }
@@ -65,12 +66,14 @@ mod tests {
     #[test]
     fn each_word_changes_one_thing_and_any_other_is_refused() {
         let plain = Modes::parse("").expect("no words");
-        assert!(plain.serving.pushes && !plain.serving.small_reads);
+        assert!(plain.serving.pushes && plain.serving.polls && !plain.serving.small_reads);
         assert!(plain.keeps_fresh);
         assert!(plain.serving.event_threads_max > 1);
-        let all = Modes::parse("one-event-thread,one-span-cache,no-push,no-fresh,small-reads");
+        let all =
+            Modes::parse("one-event-thread,one-span-cache,no-push,no-poll,no-fresh,small-reads");
         let all = all.expect("all words");
-        let serving = Serving { event_threads_max: 1, pushes: false, small_reads: true };
+        let serving =
+            Serving { event_threads_max: 1, pushes: false, small_reads: true, polls: false };
         let expected = Modes { serving, spans_bytes_max: ONE_SPAN_BYTES, keeps_fresh: false };
         assert_eq!(all, expected);
         let one = Modes::parse("no-push").expect("one word");

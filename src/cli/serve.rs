@@ -28,6 +28,7 @@ use crate::fs::mount::Mounted;
 use crate::fs::mounts::{Claim, Record, RunDirectory, find_mount, started_ticks};
 use crate::fs::overlay;
 use crate::fs::pending::Pending;
+use crate::fs::poll::Poll;
 use crate::fs::status::{self, LayerStatus, SetAside, Status};
 use crate::layout::tree::{Layer, Tree};
 
@@ -167,6 +168,7 @@ impl<'a> Daemon<'a> {
         claim: Option<Claim>,
         work: impl FnOnce(&Mounted) -> Result<T>,
     ) -> Result<T> {
+        let serving = self.context.modes.serving;
         let shell = Shell {
             view: self.pending.clone(),
             counters: self.counters.clone(),
@@ -175,7 +177,8 @@ impl<'a> Daemon<'a> {
             complaints: Arc::new(Complaints::new(&self.record.image)),
             open_files: Arc::default(),
             pusher: Arc::default(),
-            serving: self.context.modes.serving,
+            serving,
+            poll: Arc::new(Poll::new(serving.event_threads())),
             ended: Arc::default(),
         };
         let view_at = self.record.lower.as_deref().unwrap_or(&self.record.mountpoint);
@@ -374,6 +377,7 @@ fn report(
         bytes_passed: open.store.passed.load(Ordering::Relaxed),
         bytes_read: counters.bytes_read(),
         files_pushed: counters.pushes(),
+        flows: counters.flows(),
         bytes_total: layers.iter().fold(0, |sum, (l, _)| l.blob.size.saturating_add(sum)),
         read_errors: counters.read_errors(),
         messages,

@@ -145,6 +145,11 @@ impl Store {
         self.config.keeps_fresh.then(|| self.fresh.clone())
     }
 
+    /// A processor is left beside one for a reader: not all of them decode ahead of readers.
+    pub fn has_spare(&self) -> bool {
+        self.decoding_ahead.available_permits() > 1
+    }
+
     /// The longest wait without a byte, from now.
     pub fn deadline(&self) -> Deadline {
         Deadline::after(self.config.stall)

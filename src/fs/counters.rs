@@ -56,6 +56,7 @@ pub struct Counters {
     messages: [AtomicU64; NAMES.len()],
     bytes_read: AtomicU64,
     pushes: AtomicU64,
+    flows: AtomicU64,
     read_errors: AtomicU64,
 }
 
@@ -74,6 +75,16 @@ impl Counters {
     pub fn count_push(&self, bytes: usize) {
         self.pushes.fetch_add(1, Ordering::Relaxed);
         self.count_read(bytes);
+    }
+
+    /// Messages came one after the other, and were asked for without sleeping.
+    pub fn count_flow(&self) {
+        self.flows.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often they did.
+    pub fn flows(&self) -> u64 {
+        self.flows.load(Ordering::Relaxed)
     }
 
     /// A read that failed.

@@ -29,6 +29,7 @@ use super::open_files::OpenFiles;
 use super::ops::View;
 use super::pending::Pending;
 use super::policy::Pin;
+use super::poll::Poll;
 use super::push::Pusher;
 use crate::fetch::ErrorKind;
 use crate::layout::tree::{KindRef, NodeId, Tree};
@@ -57,6 +58,8 @@ pub struct Shell {
     pub pusher: Arc<Pusher>,
     /// How it is served.
     pub serving: Serving,
+    /// Asks for messages without sleeping.
+    pub poll: Arc<Poll>,
     /// Set when the session has ended.
     pub ended: Arc<AtomicBool>,
 }
@@ -95,6 +98,7 @@ impl Shell {
         reply: R,
         serve: impl FnOnce(&Arc<View>, R) + Send + 'static,
     ) {
+        let _turn = self.poll.turn();
         self.counters.count(message);
         if let Some(view) = self.view.get() {
             return guarded(catch_unwind(AssertUnwindSafe(|| serve(view, reply))));

@@ -13,6 +13,7 @@ pub mod ops;
 pub mod overlay;
 pub mod pending;
 pub mod policy;
+pub mod poll;
 pub mod push;
 pub mod scan;
 pub mod scratch;

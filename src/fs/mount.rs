@@ -6,6 +6,7 @@
 //! and directories come with their attributes.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -49,11 +50,18 @@ pub struct Serving {
     pub pushes: bool,
     /// The kernel asks for as little at a time as it can: a page.
     pub small_reads: bool,
+    /// Messages may be asked for without sleeping.
+    pub polls: bool,
 }
 
 impl Default for Serving {
     fn default() -> Self {
-        Serving { event_threads_max: EVENT_THREADS_MAX, pushes: true, small_reads: false }
+        Serving {
+            event_threads_max: EVENT_THREADS_MAX,
+            pushes: true,
+            small_reads: false,
+            polls: true,
+        }
     }
 }
 
@@ -63,9 +71,9 @@ impl Serving {
         self.pushes && self.event_threads() >= EVENT_THREADS_TO_PUSH
     }
 
-    fn event_threads(self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        cores.max(EVENT_THREADS_TO_PUSH).min(self.event_threads_max)
+    /// How many threads serve a mount.
+    pub fn event_threads(self) -> usize {
+        processors().max(EVENT_THREADS_TO_PUSH).min(self.event_threads_max)
     }
 }
 
@@ -110,8 +118,13 @@ fn options(root: bool, serving: Serving) -> Config {
         config.acl = SessionACL::All;
     }
     config.n_threads = Some(serving.event_threads());
-    config.clone_fd = true;
+    // All read one descriptor: see `Poll`.
+    config.clone_fd = false;
     config
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A mounted view, served by threads of this process until it ends.
@@ -131,9 +144,15 @@ impl Mounted {
         let root = rustix::process::geteuid().is_root();
         let notifier: Arc<OnceLock<Notifier>> = shell.notifier.clone();
         let (ended, serving) = (shell.ended.clone(), shell.serving);
+        let (poll, view, counters) =
+            (shell.poll.clone(), shell.view.clone(), shell.counters.clone());
         let session = Session::new(shell, mountpoint, &options(root, serving))
             .map_err(|e| cannot_mount(mountpoint, &e))?;
         let _ = notifier.set(session.notifier());
+        if serving.polls && processors() > 1 {
+            let has_spare = move || view.get().is_none_or(|view| view.store().has_spare());
+            poll.watch(session.as_fd(), counters, has_spare)?;
+        }
         std::thread::Builder::new()
             .name("session".to_owned())
             .spawn(move || session.run())

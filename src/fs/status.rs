@@ -54,6 +54,9 @@ pub struct Status {
     /// Files that the kernel was sent with their directory, because everything was read.
     #[serde(default)]
     pub files_pushed: u64,
+    /// How often messages came one after the other, so that they were asked for without sleeping.
+    #[serde(default)]
+    pub flows: u64,
     /// Bytes of all layers, as stored.
     pub bytes_total: u64,
     /// Reads that failed.
@@ -176,6 +179,7 @@ mod tests {
             bytes_passed: 0,
             bytes_read: 0,
             files_pushed: 0,
+            flows: 0,
             bytes_total: 0,
             read_errors: 0,
             messages: BTreeMap::new(),

@@ -16,6 +16,7 @@ use layoutfs::fs::mount::{Mounted, Serving};
 use layoutfs::fs::ops::View;
 use layoutfs::fs::pending::Pending;
 use layoutfs::fs::policy::Policy;
+use layoutfs::fs::poll::Poll;
 use layoutfs::layout::entry::{Attributes, Chunk};
 use layoutfs::layout::range::ByteRange;
 use layoutfs::layout::tree::{Builder, Content, NodeId, NodeKind, Tree};
@@ -94,6 +95,7 @@ fn a_panic_is_eio_and_a_line_in_the_log_and_the_mount_lives() {
         open_files: Arc::default(),
         pusher: Arc::default(),
         serving: Serving::default(),
+        poll: Arc::new(Poll::new(1)),
         complaints: Arc::new(Complaints::new("an image")),
         ended: Arc::<AtomicBool>::default(),
     };

@@ -110,3 +110,44 @@ fn several_scans_at_once_read_what_is_right() {
         reader.join().expect("right, and to the end");
     }
 }
+
+/// Processor time of a process so far, in clock ticks (proc_pid_stat(5): 14 and 15).
+fn ticks(pid: &Value) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    fields.split_whitespace().skip(11).take(2).map(|n| n.parse::<u64>().expect("a number")).sum()
+}
+
+#[test]
+fn messages_are_polled_for_while_they_come_and_not_when_nobody_reads() {
+    let mount = mounted();
+    let path = mount.path().display().to_string();
+    let status = || -> Value {
+        let json = mount.room().layoutfs(&["status", "--json", &path]);
+        serde_json::from_str(&json).expect("status prints JSON")
+    };
+    let is_off = modes::is_on("no-poll")
+        || std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
+    // On a busy machine the reader may be too slow for a flow; dropped pages make the kernel ask again.
+    for _ in 0..200 {
+        (0..DIRECTORIES).for_each(|directory| scan(mount.path(), directory));
+        if is_off || status()["flows"] != 0 {
+            break;
+        }
+        for directory in 0..DIRECTORIES {
+            for file in 0..FILES {
+                let file = fs::File::open(mount.path().join(name(directory, file))).expect("open");
+                let advice = rustix::fs::Advice::DontNeed;
+                rustix::fs::fadvise(&file, 0, None, advice).expect("dropped");
+            }
+        }
+    }
+    let last = status();
+    assert_eq!(last["flows"] == 0, is_off, "{last}");
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let before = ticks(&last["pid"]);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let used = ticks(&last["pid"]) - before;
+    // Asking without sleeping would have taken two hundred of the usual ticks.
+    assert!(used <= 10, "{used} ticks while nobody reads");
+}
