@@ -11,9 +11,16 @@ use crate::layout::error::Error;
 use crate::layout::index::{Codec, Origin};
 use crate::layout::range::ByteRange;
 
-/// How much of the end of a blob to read for its footer: mostly the table, too, if the layer has a
-/// thousand members or fewer.
+/// How much of the end of a blob to read for its footer, at least: mostly the table, too, if the layer
+/// has a thousand members or fewer.
 pub const TAIL_BYTES: u64 = 128 << 10;
+
+/// Of a large blob, so much: tables have 0.3 to 0.8 % of it, and another request for the rest of one
+/// would take longer than these bytes.
+const TAIL_PART: u64 = 100;
+
+/// And no more than that.
+const TAIL_BYTES_MAX: u64 = 1 << 20;
 
 /// eStargz: digest of the JSON document.
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
@@ -107,11 +114,12 @@ pub fn locate(annotations: &BTreeMap<String, String>, blob_size: u64) -> Result<
 
 /// The end of a blob, where a footer is.
 fn tail(blob_size: u64) -> ByteRange {
-    ByteRange::new(blob_size.saturating_sub(TAIL_BYTES), blob_size)
+    let bytes = (blob_size / TAIL_PART).clamp(TAIL_BYTES, TAIL_BYTES_MAX);
+    ByteRange::new(blob_size.saturating_sub(bytes), blob_size)
 }
 
 /// Where the table of contents is, by the footer of the blob: `tail` is its end, of
-/// [`TAIL_BYTES`] or what there is. A footer is believed without annotations, too; then the table
+/// [`TAIL_BYTES`] at least, or what there is. A footer is believed without annotations, too; then the table
 /// has no [`Location::digest`].
 ///
 /// # Errors

@@ -44,6 +44,9 @@ fn an_announced_footer_is_at_the_end() {
     assert_eq!(locate(&named, 1000), Ok(Place::Footer(ByteRange::new(0, 1000))));
     let end = 5 * TAIL_BYTES;
     assert_eq!(locate(&named, end), Ok(Place::Footer(ByteRange::new(end - TAIL_BYTES, end))));
+    let of = |size, bytes| Ok(Place::Footer(ByteRange::new(size - bytes, size)));
+    assert_eq!(locate(&named, 60_000_000), of(60_000_000, 600_000));
+    assert_eq!(locate(&named, 10 << 30), of(10 << 30, 1 << 20));
 }
 
 #[test]
