@@ -193,7 +193,9 @@ impl<'a> Daemon<'a> {
     }
 
     fn answer_status(&self, claim: Option<Claim>) -> Result<()> {
-        self.run.remove_leftovers();
+        let run = self.run.clone();
+        // Nobody needs to wait for that, and there may be many.
+        self.context.runtime.spawn_blocking(move || run.remove_leftovers());
         self.run.write(&self.record)?;
         drop(claim);
         status::serve(&self.run.socket(&self.record.mountpoint), self.reporter()?)
