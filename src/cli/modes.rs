@@ -10,7 +10,7 @@ use crate::layout::index::spans::SPAN_BYTES;
 const VARIABLE: &str = "LAYOUTFS_TEST";
 
 /// Decoded spans kept in memory by one mount: a scan needs a few, random readers some tens.
-const SPANS_BYTES_MAX: usize = 24 << 20;
+const SPANS_BYTES_MAX: usize = 16 << 20;
 
 /// Room for one span of ours, which ends where the first block does behind its size, and not two.
 const ONE_SPAN_BYTES: usize = (2 * SPAN_BYTES - 1) as usize;

@@ -10,7 +10,7 @@ const SCAN_AFTER: u32 = 4;
 /// So many are worth decoding the next one, if it is here: that costs but a processor.
 const DECODE_AFTER: u32 = 1;
 
-/// The most spans ahead of a reader: some 8 MiB decoded, a third of what is kept in memory, so
+/// The most spans ahead of a reader: some 8 MiB decoded, half of what is kept in memory, so
 /// that scans of several layers do not push out what others will need.
 const SPANS_MAX: usize = 8;
 

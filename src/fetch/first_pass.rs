@@ -33,7 +33,7 @@ use crate::layout::tree::Layer;
 const READ_BYTES: u64 = 256 << 10;
 
 /// Decoded pieces waiting for the hashing thread; they are at most some hundred KiB each.
-const QUEUED_PIECES: usize = 16;
+const QUEUED_PIECES: usize = 8;
 
 /// Stored bytes that are decoded at a time as long as what comes out is held in memory.
 const UNDECIDED_BYTES: usize = 4 << 10;
