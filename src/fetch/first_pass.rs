@@ -107,8 +107,11 @@ fn scan_arrival(
         }
         Keep::WhatHelps | Keep::Decoded => None,
     };
-    let files =
-        Files { cache: cache.clone(), decoded: DecodedFile::begin(cache, stored_bytes), fresh };
+    let files = Files {
+        cache: cache.clone(),
+        decoded: Some(DecodedFile::begin(cache, stored_bytes)),
+        fresh,
+    };
     let hasher = layer.diff_id.hasher();
     let hashing = std::thread::Builder::new()
         .name("diffid".to_owned())
@@ -331,9 +334,9 @@ struct DecodedFile {
 }
 
 impl DecodedFile {
-    fn begin(cache: &Cache, stored_bytes: u64) -> Option<Self> {
+    fn begin(cache: &Cache, stored_bytes: u64) -> Self {
         let allowance = cache.allow_decoded(stored_bytes);
-        Some(DecodedFile { file: None, allowance, summing: Summing::default() })
+        DecodedFile { file: None, allowance, summing: Summing::default() }
     }
 
     /// Appends. `false`: the cache may not use so much; `Rolling` does without.

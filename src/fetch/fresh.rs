@@ -2,9 +2,10 @@
 //!
 //! Who mounts an image for the first time mostly reads it next, and decoding all of it a second time
 //! would take longer than the reading. So what a pass decodes goes into a file without a name, and
-//! is there for some seconds: fewer than the kernel waits before it writes such a file to the disk.
-//! Should it do so earlier and give the memory to somebody else, the bytes count as gone: they are
-//! never read from the disk (which nothing would prove), and are decoded again.
+//! is there for some seconds: mostly fewer than the kernel waits before it writes such a file to the
+//! disk. Should it do so earlier, or the pass take longer, and the memory be given to somebody else,
+//! the bytes count as gone: they are never read from the disk (which nothing would prove), and are
+//! decoded again.
 
 use std::fs::File;
 use std::io::{IoSliceMut, Write as _};
@@ -27,7 +28,8 @@ const BYTES_MAX: u64 = 1 << 30;
 /// to the disk when a tenth of the memory waits to be written, and sets room for it aside at once.
 const PART: u64 = 16;
 
-/// How long it is there after the pass. The kernel writes files to the disk after 30 seconds.
+/// How long it is there after the pass, and until the mount looks next. The kernel writes to the disk
+/// what is 30 seconds old.
 const KEPT_FOR: Duration = Duration::from_secs(20);
 
 /// How much all fresh layers of a store may still take.

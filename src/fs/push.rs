@@ -40,7 +40,8 @@ impl Pusher {
     ///
     /// The kernel lets the page of a READ that is under way be changed only after its answer, and
     /// makes this thread wait. That answer has to come from another event thread: there are two at
-    /// least, and one of them never waits here.
+    /// least, and one of them never waits here. (Where it sleeps in [`Poll`](super::poll::Poll), it is
+    /// back as soon as no message is taken for a while.)
     pub fn listed(
         &self,
         view: &View,

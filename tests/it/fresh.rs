@@ -18,8 +18,6 @@ use layoutfs::layout::{Blob, Digest};
 use crate::source_suite::patient;
 use crate::support::layer::{Compression, LayerBuilder, generated};
 
-const FILE_BYTES: usize = 3 << 20;
-
 fn store(layout: &Path, cache: &Path, limit: Option<u64>, keeps_fresh: bool) -> Arc<Store> {
     Arc::new(Store::new(Config {
         cache: Cache::open(cache, limit).expect("cache"),
@@ -33,9 +31,9 @@ fn store(layout: &Path, cache: &Path, limit: Option<u64>, keeps_fresh: bool) -> 
     }))
 }
 
-/// A layout's blob, and the layer that it is.
-fn layer(layout: &Path, compression: Compression) -> (Layer, Vec<u8>) {
-    let tar = LayerBuilder::new().file("big", 0o644, generated("x", FILE_BYTES)).tar();
+/// A blob put into a layout: the layer that it is, of one file, and its tar.
+fn layer(layout: &Path, compression: Compression, file_bytes: usize) -> (Layer, Vec<u8>) {
+    let tar = LayerBuilder::new().file("big", 0o644, generated("x", file_bytes)).tar();
     let blob = compression.compress(&tar);
     let digest = Digest::sha256_of(&blob);
     let blobs = layout.join("blobs/sha256");
@@ -79,7 +77,7 @@ fn now(reader: &LayerReader, tar: &[u8]) -> usize {
 async fn what_a_pass_has_decoded_is_read_without_decoding_it_again() {
     let room = tempfile::tempdir().expect("room");
     for compression in [Compression::GzipMembers(50_000), Compression::ZstdFrames(50_000)] {
-        let (layer, tar) = layer(room.path(), compression);
+        let (layer, tar) = layer(room.path(), compression, 3 << 20);
         let caches = tempfile::tempdir().expect("caches");
         let with =
             |name: &str, limit, keeps| store(room.path(), &caches.path().join(name), limit, keeps);
@@ -105,13 +103,7 @@ async fn what_a_pass_has_decoded_is_read_without_decoding_it_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_cannot_seek_is_in_its_decoded_file_and_nowhere_else() {
     let room = tempfile::tempdir().expect("room");
-    let tar = LayerBuilder::new().file("big", 0o644, generated("x", 9 << 20)).tar();
-    let (mut layer, _) = layer(room.path(), Compression::Zstd);
-    let blob = Compression::Zstd.compress(&tar);
-    layer.blob = Blob { digest: Digest::sha256_of(&blob), size: blob.len() as u64 };
-    layer.diff_id = Digest::sha256_of(&tar);
-    let hex = layer.blob.digest.to_string().replace("sha256:", "");
-    std::fs::write(room.path().join("blobs/sha256").join(hex), &blob).expect("written");
+    let (layer, tar) = layer(room.path(), Compression::Zstd, 9 << 20);
     let store = store(room.path(), &room.path().join("cache"), None, true);
     let (is_fresh, reader) = pass(&store, &layer, Keep::ToRead).await;
     assert!(!is_fresh);
