@@ -10,13 +10,15 @@
 
 pub(crate) mod gzip;
 pub mod inflate;
+mod span;
 #[cfg(test)]
 mod tests;
 mod zstd;
 
 use super::error::{Error, Result};
-use super::index::{Codec, Span};
+use super::index::Codec;
 use gzip::GzipStream;
+pub use span::{SpanDecoder, decode_span};
 use zstd::ZstdStream;
 
 /// Largest piece of output: fits the second-level cache, and a write of it costs little.
@@ -24,9 +26,6 @@ const OUTPUT_BYTES: usize = 128 << 10;
 
 /// Bytes that tell gzip, zstd and everything else apart.
 const MAGIC_BYTES: usize = 4;
-
-/// Memory for a span's content before any of it was decoded: a length from outside may lie.
-const SPAN_RESERVE_BYTES_MAX: u64 = 16 << 20;
 
 /// What comes out of a [`Decoder`].
 #[derive(Debug, PartialEq, Eq)]
@@ -298,77 +297,5 @@ pub fn detect(head: &[u8]) -> Codec {
         // A skippable frame, as pzstd and zstd:chunked put in front or behind.
         [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Codec::Zstd,
         _ => Codec::Stored,
-    }
-}
-
-/// Decodes a span: `bytes` are its part of the blob, `window` is the output in front of it if its
-/// codec is [`Codec::Deflate`] (else ignored).
-///
-/// # Errors
-/// [`Error::Codec`] when it does not decode, or to fewer bytes than it should. Positions are
-/// relative to the span.
-pub fn decode_span(span: &Span, window: &[u8], bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut content = Content::of(span);
-    let (mut decoder, rest) = match span.codec {
-        Codec::Stored => (Decoder::with(Stream::Stored), bytes),
-        Codec::Gzip => (Decoder::with(Stream::Gzip(GzipStream::new()?)), bytes),
-        Codec::Zstd => (Decoder::with(Stream::Zstd(ZstdStream::new()?)), bytes),
-        Codec::Deflate(point) => {
-            let (byte, rest) = match (point.bits, bytes.split_first()) {
-                (0, _) => (0, bytes),
-                (_, Some((byte, rest))) => (*byte, rest),
-                (_, None) => return Err(content.too_short()),
-            };
-            let stream = GzipStream::resume(point.bits, byte, window)?;
-            (Decoder::with(Stream::Gzip(stream)), rest)
-        }
-    };
-    match decoder.push(rest, &mut |decoded| content.take(decoded)) {
-        Ok(()) => Err(content.too_short()),
-        Err(Stopped::Full) => Ok(content.bytes),
-        Err(Stopped::Error(error)) => Err(error),
-    }
-}
-
-/// Why decoding stops.
-enum Stopped {
-    /// All that was wanted is there.
-    Full,
-    Error(Error),
-}
-
-impl From<Error> for Stopped {
-    fn from(error: Error) -> Self {
-        Stopped::Error(error)
-    }
-}
-
-/// What a span decodes to, while it does.
-struct Content {
-    bytes: Vec<u8>,
-    skip: u64,
-    wanted: u64,
-}
-
-impl Content {
-    fn of(span: &Span) -> Self {
-        let wanted = span.tar.len();
-        let bytes = Vec::with_capacity(wanted.min(SPAN_RESERVE_BYTES_MAX) as usize);
-        Content { bytes, skip: span.skip, wanted }
-    }
-
-    fn take(&mut self, decoded: Decoded<'_>) -> std::result::Result<(), Stopped> {
-        let Decoded::Bytes(piece) = decoded else { return Ok(()) };
-        let skipped = self.skip.min(piece.len() as u64);
-        self.skip -= skipped;
-        let piece = &piece[skipped as usize..];
-        let left = self.wanted - self.bytes.len() as u64;
-        self.bytes.extend_from_slice(&piece[..left.min(piece.len() as u64) as usize]);
-        if self.bytes.len() as u64 == self.wanted { Err(Stopped::Full) } else { Ok(()) }
-    }
-
-    fn too_short(&self) -> Error {
-        let (got, wanted) = (self.bytes.len(), self.wanted);
-        Error::codec(0, format!("the span decodes to {got} bytes, expected {wanted}"))
     }
 }

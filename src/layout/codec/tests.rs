@@ -3,7 +3,7 @@ use std::io::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::layout::index::{Point, Proof};
+use crate::layout::index::{Point, Proof, Span};
 use crate::layout::range::ByteRange;
 
 fn gzip(content: &[u8]) -> Vec<u8> {
@@ -171,6 +171,25 @@ fn a_span_decodes_to_exactly_what_it_is_said_to() {
     assert!(decode_span(&span(Codec::Gzip, 0, 200_000), &[], &zstd(&bytes)).is_err());
 }
 
+#[test]
+fn a_span_is_decoded_as_far_as_it_is_needed_and_no_further() {
+    let bytes = content(300_000);
+    for (codec, blob) in
+        [(Codec::Stored, bytes.clone()), (Codec::Gzip, gzip(&bytes)), (Codec::Zstd, zstd(&bytes))]
+    {
+        let span = span(codec, 1000, 250_000);
+        let mut decoder = SpanDecoder::new(&span, &[], &blob).unwrap();
+        // A place that was passed changes nothing, and there is no more than all.
+        for (upto, expected) in
+            [(0, 0), (1, 1), (200_000, 200_000), (7, 200_000), (u64::MAX, 250_000)]
+        {
+            decoder.reach(&blob, upto).unwrap();
+            assert_eq!(decoder.decoded(), &bytes[1000..1000 + expected], "{codec:?} {upto}");
+        }
+        assert_eq!(decoder.into_decoded(), bytes[1000..251_000]);
+    }
+}
+
 /// The starts that a blob tells in pieces of `size`.
 fn starts(blob: &[u8], spacing: u64, size: usize) -> Vec<Start> {
     let mut starts = Vec::new();
@@ -246,6 +265,36 @@ proptest! {
         let parts = [text(len), content(len / 9)];
         let blob = parts.map(|part| if is_gzip { gzip(&part) } else { zstd(&part) }).concat();
         prop_assert_eq!(starts(&blob, spacing, size), starts(&blob, spacing, blob.len()));
+    }
+
+    #[test]
+    fn a_span_that_is_decoded_in_steps_is_the_same(
+        steps in prop::collection::vec(0u64..70_000, 0..20),
+        skip in 0u64..20_000,
+        len in 1u64..200_000,
+        spacing in 30_000u64..90_000,
+    ) {
+        let bytes = text(400_000);
+        let blob = [gzip(&bytes[..150_000]), gzip(&bytes[150_000..])].concat();
+        let start = starts(&blob, spacing, blob.len()).swap_remove(1);
+        let (codec, window) = match start.within {
+            Some(within) => {
+                let point = Point { bits: within.bits, window: ByteRange::new(0, 0) };
+                (Codec::Deflate(point), within.window)
+            }
+            None => (Codec::Gzip, Vec::new()),
+        };
+        let (span, stored) = (span(codec, skip, len), &blob[start.blob as usize..]);
+        let expected = &bytes[(start.tar + skip) as usize..][..len as usize];
+        let mut decoder = SpanDecoder::new(&span, &window, stored).unwrap();
+        let mut upto = 0;
+        for step in steps {
+            upto = len.min(upto + step);
+            decoder.reach(stored, upto).unwrap();
+            prop_assert!(decoder.decoded() == &expected[..upto as usize]);
+        }
+        decoder.reach(stored, len).unwrap();
+        prop_assert!(decoder.into_decoded() == expected);
     }
 
     #[test]
