@@ -73,6 +73,11 @@ impl Ahead {
         &mut self.trails[0]
     }
 
+    /// Whoever was here last goes from span to span, and will need all of each.
+    pub fn goes_on(&self) -> bool {
+        self.trails.front().is_some_and(|trail| trail.in_a_row >= DECODE_AFTER)
+    }
+
     /// A reader found that span `i` was not here.
     pub fn note_fetch(&mut self, i: usize) {
         if let Some(trail) = self.trails.iter_mut().find(|t| i < t.at && i + SPANS_MAX >= t.at) {
@@ -161,6 +166,17 @@ mod tests {
             assert_eq!(ahead.touch(i..i + 1, 100), None, "{i}");
         }
         assert_eq!(ahead.touch(0..0, 100), None);
+    }
+
+    #[test]
+    fn who_goes_on_is_told_from_who_reads_here_and_there() {
+        let mut ahead = Ahead::default();
+        assert!(!ahead.goes_on(), "nobody was here");
+        for (i, goes_on) in [(5, false), (5, false), (6, true), (50, false), (7, true), (50, false)]
+        {
+            ahead.touch(i..i + 1, 100);
+            assert_eq!(ahead.goes_on(), goes_on, "{i}");
+        }
     }
 
     #[test]

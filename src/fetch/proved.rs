@@ -5,15 +5,17 @@
 //! modules that check a whole file and read it piece by piece afterwards; `tests/it/tidy.rs` lets
 //! nobody else call it.
 
+mod opened;
+
 use std::ops::{Deref, Range};
 
 use bytes::{Bytes, BytesMut};
 
-use super::error::{Error, ErrorKind, Result};
-use crate::layout::index::{Proof, Span};
+use super::error::Result;
 use crate::layout::range::ByteRange;
 use crate::layout::tree::ContentRef;
 use crate::layout::{Digest, codec};
+pub use opened::{Opened, bytes_if_begun};
 
 /// Bytes that are what a checked digest says, or were made of such bytes alone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,28 +43,6 @@ impl Proved {
         let ContentRef::Inline(bytes) = content else { return None };
         let range = usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
         Some(Proved(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default())))
-    }
-
-    /// What `stored`, the bytes of `span`, decode to; `window` is the output in front of it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::DigestMismatch`](super::ErrorKind::DigestMismatch): they are not what the span's
-    /// proof says. They are, and cannot be decoded, or not to as many bytes as the span says.
-    pub fn decode(span: &Span, window: &[u8], stored: Bytes) -> Result<Self> {
-        match span.proof {
-            Proof::Stored(sha256) => {
-                let stored = Proved::check(&Digest::Sha256(sha256), stored)?;
-                Ok(Proved(codec::decode_span(span, window, &stored)?.into()))
-            }
-            Proof::Decoded(sha256) => {
-                let decoded = codec::decode_span(span, window, &stored);
-                // What does not even decode is not what the digest is of.
-                let decoded = decoded.map_err(|e| {
-                    Error::new(ErrorKind::DigestMismatch, format!("wrong bytes: {e}"))
-                })?;
-                Proved::check(&Digest::Sha256(sha256), decoded.into())
-            }
-        }
     }
 
     /// The part at `range`, which lies within: the same bytes, not a copy.

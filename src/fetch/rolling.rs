@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::arrival::Arrival;
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
-use super::proved::{Filling, Place, Proved, ProvedDecoder};
+use super::proved::{Filling, Opened, Place, Proved, ProvedDecoder};
 use super::spans::SpanKey;
 use super::store::Store;
 use crate::layout::range::ByteRange;
@@ -126,7 +126,7 @@ impl Rolling {
         let key = move |n| (reader, usize::try_from(n).unwrap_or(usize::MAX));
         let work = move || {
             let mut cursor = cursor;
-            let keep = |n, piece: &Proved| store.spans.put(key(n), piece.clone());
+            let keep = |n, piece: &Proved| store.spans.put(key(n), Opened::Whole(piece.clone()));
             cursor.roll_to(number, tar_size, keep).map(|piece| (piece, cursor))
         };
         let rolled = tokio::task::spawn_blocking(work).await.map_err(|e| ended(&e))?;

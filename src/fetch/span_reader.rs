@@ -1,11 +1,12 @@
 //! The spans of one layer: proved, decoded, in few requests, each once, and ahead of who goes on.
 
+mod local;
 mod pieces;
 mod prefetch;
 mod streamed;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,15 +18,14 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::ahead::{Ahead, Next};
-use super::arrival::hash_file;
 use super::cache::{Part, read_exact_at};
 use super::error::{Error, ErrorKind, Result};
 use super::flight::{Flights, Turn};
-use super::proved::{Filling, Place, Proved};
+use super::proved::{Filling, Opened, Place, Proved};
 use super::store::{self, Store};
 use super::{Deadline, Distrust, hedge};
+use crate::layout::index::LayerIndex;
 use crate::layout::index::landmark::spans_in_front;
-use crate::layout::index::{LayerIndex, Span};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
 use pieces::{Coming, For, Pieces};
@@ -37,6 +37,16 @@ const DECODED_AT_ONCE: usize = 2;
 /// Spans that are fetched and decoded as one piece of work ahead of a reader: whoever needs the
 /// first of them waits for the last.
 const AHEAD_TOGETHER: usize = 4;
+
+/// What is to be decoded.
+#[derive(Clone, Copy)]
+struct Wanted {
+    tar: ByteRange,
+    /// All of each span that has some of it: somebody will need the rest.
+    is_whole: bool,
+    /// What is not here is to be fetched.
+    fetches: bool,
+}
 
 /// Reads the spans of a layer all of which are small.
 pub struct SpanReader {
@@ -80,21 +90,21 @@ impl SpanReader {
         }
     }
 
-    /// The bytes at `tar`, not copied, if they are of one span, which is in memory.
+    /// The bytes at `tar`, if they are of one span and in memory. Not copied where that is whole.
     pub fn part_now(self: &Arc<Self>, tar: ByteRange) -> Option<Proved> {
         let wanted = self.index.spans_for(tar);
         let i = only(&wanted)?;
-        let decoded = self.store.spans.get(&(self.number, i))?;
+        let part = self.store.spans.part(&(self.number, i), self.within(i, tar))?;
         self.go_ahead(wanted);
-        Some(part_of(&self.index.spans[i], &decoded, tar))
+        Some(part)
     }
 
     /// Copies `tar` to `out`, which has its length, if all of it is in memory.
     pub fn read_now(self: &Arc<Self>, tar: ByteRange, out: &mut Place<'_>) -> Option<()> {
         let wanted = self.index.spans_for(tar);
         for i in wanted.clone() {
-            let decoded = self.store.spans.get(&(self.number, i))?;
-            copy_overlap(&self.index.spans[i], &decoded, tar, out);
+            let part = self.store.spans.part(&(self.number, i), self.within(i, tar))?;
+            self.put_together(i, &part, tar, out);
         }
         self.go_ahead(wanted);
         Some(())
@@ -106,18 +116,30 @@ impl SpanReader {
     /// They cannot be had, or are not what their digest says.
     pub async fn read(self: &Arc<Self>, tar: ByteRange, deadline: Deadline) -> Result<Proved> {
         let wanted = self.index.spans_for(tar);
-        self.go_ahead(wanted.clone());
-        let is_one = only(&wanted).is_some();
-        let decoded = self.decode(wanted, true, deadline).await?;
-        if let (true, [(i, decoded)]) = (is_one, &decoded[..]) {
-            return Ok(part_of(&self.index.spans[*i], decoded, tar));
+        let is_whole = self.go_ahead(wanted.clone());
+        let parts = self.decode(Wanted { tar, is_whole, fetches: true }, deadline).await?;
+        if let (Some(_), [(_, part)]) = (only(&wanted), &parts[..]) {
+            return Ok(part.clone());
         }
         let len = tar.len() as usize;
         let mut out = Filling::zeroed(len);
-        for (i, decoded) in decoded {
-            copy_overlap(&self.index.spans[i], &decoded, tar, &mut out.place(0..len));
+        for (i, part) in parts {
+            self.put_together(i, &part, tar, &mut out.place(0..len));
         }
         Ok(out.finish())
+    }
+
+    /// What span `i` has of `tar`, as positions in what it decodes to.
+    fn within(&self, i: usize, tar: ByteRange) -> Range<usize> {
+        let span = self.index.spans[i].tar;
+        let both = span.intersection(&tar);
+        (both.start - span.start) as usize..(both.end - span.start) as usize
+    }
+
+    /// Copies `part`, what span `i` has of `tar`, to its place in `out`.
+    fn put_together(&self, i: usize, part: &Proved, tar: ByteRange, out: &mut Place<'_>) {
+        let to = self.index.spans[i].tar.start.saturating_sub(tar.start) as usize;
+        out.part(to..to + part.len()).copy(part, 0..part.len());
     }
 
     /// Lets go of a file that the limit has removed.
@@ -126,18 +148,22 @@ impl SpanReader {
         part.take_if(|part| part.is_abandoned());
     }
 
-    /// Fetches and decodes what a reader of `wanted` will need next, if it goes from span to span.
-    fn go_ahead(self: &Arc<Self>, wanted: std::ops::Range<usize>) {
-        let Some(runtime) = &self.runtime else { return };
-        let next = {
+    /// Fetches and decodes what a reader of `wanted` will need next, if it goes from span to span;
+    /// whether it does.
+    fn go_ahead(self: &Arc<Self>, wanted: Range<usize>) -> bool {
+        let Some(runtime) = &self.runtime else { return false };
+        let (next, goes_on) = {
             let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-            ahead.touch(wanted, self.index.spans.len())
+            (ahead.touch(wanted, self.index.spans.len()), ahead.goes_on())
         };
-        let Some(Next { spans: next, fetches }) = next else { return };
+        let Some(Next { spans: next, fetches }) = next else { return goes_on };
         // A request is for several. What is only decoded is decoded in the order of the reader.
         let together = if fetches { AHEAD_TOGETHER } else { 1 };
         for first in next.clone().step_by(together) {
-            let spans = first..next.end.min(first + together);
+            let last = next.end.min(first + together) - 1;
+            let spans = &self.index.spans;
+            let tar = ByteRange::new(spans[first].tar.start, spans[last].tar.end);
+            let wanted = Wanted { tar, is_whole: true, fetches };
             let reader = self.clone();
             runtime.spawn(async move {
                 let _turn = match fetches {
@@ -146,27 +172,27 @@ impl SpanReader {
                 };
                 let _in_line = reader.store.line.reader();
                 let deadline = reader.store.deadline();
-                if let Err(error) = reader.decode(spans, fetches, deadline).await {
+                if let Err(error) = reader.decode(wanted, deadline).await {
                     // Whoever needs them tries again, and tells.
                     tracing::debug!(%error, "reading ahead");
                 }
             });
         }
+        goes_on
     }
 
-    /// The decoded spans `wanted`, from memory, disk or (if it `fetches`) the source, in any order.
+    /// What each span has of `wanted`, from memory, disk or the source, in any order.
     async fn decode(
         self: &Arc<Self>,
-        wanted: std::ops::Range<usize>,
-        fetches: bool,
+        wanted: Wanted,
         deadline: Deadline,
     ) -> Result<Vec<(usize, Proved)>> {
         // Entered in ascending order by everyone, so that no two wait for each other.
         let mut turns = Vec::new();
-        for i in wanted.clone() {
+        for i in self.index.spans_for(wanted.tar) {
             turns.push(self.enter(i, deadline).await?);
         }
-        let outcome = self.decode_in_turn(wanted, fetches, deadline).await;
+        let outcome = self.decode_in_turn(wanted, deadline).await;
         for turn in turns {
             let shared = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
             // The outcome is returned below; here those who wait get it.
@@ -194,14 +220,14 @@ impl SpanReader {
 
     async fn decode_in_turn(
         self: &Arc<Self>,
-        wanted: std::ops::Range<usize>,
-        fetches: bool,
+        wanted: Wanted,
         deadline: Deadline,
     ) -> Result<Vec<(usize, Proved)>> {
-        let (mut decoded, mut absent) = (Vec::new(), Vec::new());
-        for i in wanted {
-            match self.store.spans.get(&(self.number, i)) {
-                Some(bytes) => decoded.push((i, bytes)),
+        let Wanted { tar, fetches, .. } = wanted;
+        let (mut parts, mut absent) = (Vec::new(), Vec::new());
+        for i in self.index.spans_for(tar) {
+            match self.store.spans.part(&(self.number, i), self.within(i, tar)) {
+                Some(part) => parts.push((i, part)),
                 None => absent.push(i),
             }
         }
@@ -209,14 +235,14 @@ impl SpanReader {
             .into_iter()
             .map(|i| {
                 let reader = self.clone();
-                blocking(move || Ok((i, reader.local_span(i)?)))
+                blocking(move || Ok((i, reader.local_part(i, wanted)?)))
             })
             .collect();
         let local: Vec<_> = stream::iter(local).buffered(DECODED_AT_ONCE).try_collect().await?;
         let mut missing = Vec::new();
-        for (i, bytes) in local {
-            match bytes {
-                Some(bytes) => decoded.push((i, bytes)),
+        for (i, part) in local {
+            match part {
+                Some(part) => parts.push((i, part)),
                 None if fetches => missing.push(i),
                 None => {}
             }
@@ -225,7 +251,7 @@ impl SpanReader {
             let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
             missing.iter().for_each(|&i| ahead.note_fetch(i));
         }
-        let mut attempts = 0;
+        let (mut attempts, mut fetched) = (0, Vec::new());
         while !missing.is_empty() {
             if attempts == store::ATTEMPTS_MAX {
                 let message =
@@ -234,13 +260,14 @@ impl SpanReader {
             }
             // What is here of a span, or somebody else fetches, may be what is wrong with it.
             let trusts_others = attempts == 0;
-            missing = self.fetch_spans(&missing, &mut decoded, trusts_others, deadline).await?;
+            missing = self.fetch_spans(&missing, &mut fetched, trusts_others, deadline).await?;
             attempts += 1;
         }
-        for (i, bytes) in &decoded {
-            self.store.spans.put((self.number, *i), bytes.clone());
+        for (i, whole) in fetched {
+            parts.push((i, whole.part(self.within(i, tar))));
+            self.store.spans.put((self.number, i), Opened::Whole(whole));
         }
-        Ok(decoded)
+        Ok(parts)
     }
 
     /// Fetches the spans `wanted`, and puts them into `decoded` once they are proved. Gives those
@@ -322,90 +349,6 @@ impl SpanReader {
         Ok(decoded)
     }
 
-    /// What span `i` decodes to, whose bytes of the blob are `stored`.
-    fn open(&self, i: usize, stored: Bytes) -> Result<Proved> {
-        let span = &self.index.spans[i];
-        let named =
-            |e: Error| e.context(format!("layer {}, bytes {}", self.layer.blob.digest, span.blob));
-        let window = self.index.window(span);
-        let window = window.map_err(|e| named(Error::new(ErrorKind::Invalid, e)))?;
-        let decoded = Proved::decode(span, &window, stored).map_err(named);
-        // Right bytes that do not decode: nobody but the index can be wrong.
-        decoded.map_err(|e| if e.kind == ErrorKind::Invalid { self.doubted(e) } else { e })
-    }
-
-    /// An error that may be the fault of an index from elsewhere: says which, and the way out.
-    fn doubted(&self, error: Error) -> Error {
-        let Some(artifact) = self.index.artifact else { return error };
-        let message = format!(
-            "{}; or the index is wrong by which this layer is read, that of artifact {artifact}: \
-             --index off reads the layer without it",
-            error.message
-        );
-        Error { message, ..error }
-    }
-
-    /// A span of `whole`, all of the blob, did not pass: is it the index that is wrong? That of a pass
-    /// and the layer's own are not; one from elsewhere is if the blob has its digest.
-    fn is_index_wrong(&self, whole: &File) -> bool {
-        let is_right = || {
-            let hashed = hash_file(whole, self.layer.blob, |_| ());
-            hashed.inspect_err(|error| tracing::debug!(%error, "the blob is not right")).is_ok()
-        };
-        // Once is enough: what the kernel repeats page by page would hash it again each time.
-        self.index.artifact.is_some() && *self.has_proved_whole.get_or_init(is_right)
-    }
-
-    /// The error for a span that does not pass, of a blob that does.
-    fn refuted(&self, error: &Error) -> Error {
-        let artifact = self.index.artifact.map(|artifact| artifact.to_string());
-        let message = format!(
-            "{}: the index is wrong by which this layer is read, that of artifact {}, for the blob is \
-             here and has its digest: --index off reads the layer without it",
-            error.message,
-            artifact.unwrap_or_default()
-        );
-        Error::new(ErrorKind::Invalid, message)
-    }
-
-    /// The span from a local file, if it is there and right. Wrong or unreadable bytes are named in
-    /// the log, and fetched.
-    fn local_span(&self, i: usize) -> Result<Option<Proved>> {
-        let span = &self.index.spans[i];
-        let blob = &self.layer.blob;
-        let opened = self.store.open_local(blob)?;
-        let is_cached = matches!(opened, Some((_, true)));
-        let local = match &opened {
-            Some((file, _)) => read_exact_at(file, span.blob).map(Some),
-            None => self.resident_span(span),
-        };
-        let checked = local.and_then(|bytes| match bytes {
-            Some(bytes) => self.open(i, bytes.into()).map(Some),
-            None => Ok(None),
-        });
-        match checked {
-            Err(error) if error.kind == ErrorKind::Invalid => Err(error),
-            Err(error) if opened.is_some_and(|(file, _)| self.is_index_wrong(&file)) => {
-                Err(self.refuted(&error))
-            }
-            Err(error) => {
-                tracing::warn!(%error, "local bytes are damaged, fetching them again");
-                if is_cached {
-                    let cache = self.store.cache();
-                    let demoted = cache.demote_blob(blob, span.blob);
-                    let part = demoted.and_then(|()| cache.open_part(blob).map(Some));
-                    *self.part.lock().unwrap_or_else(PoisonError::into_inner) = cache.found(part);
-                } else if let Some(part) =
-                    &mut *self.part.lock().unwrap_or_else(PoisonError::into_inner)
-                {
-                    part.resident.remove(span.blob);
-                }
-                Ok(None)
-            }
-            right => right,
-        }
-    }
-
     /// The part, opened. One that was pruned meanwhile is nobody's but ours.
     fn open_part(&self) -> MutexGuard<'_, Option<Part>> {
         let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
@@ -414,16 +357,6 @@ impl SpanReader {
             *part = cache.found(cache.open_part(&self.layer.blob).map(Some));
         }
         part
-    }
-
-    fn resident_span(&self, span: &Span) -> Result<Option<Vec<u8>>> {
-        let part = self.open_part();
-        match &*part {
-            Some(part) if part.resident.contains(span.blob) => {
-                read_exact_at(&part.file, span.blob).map(Some)
-            }
-            _ => Ok(None),
-        }
     }
 
     /// Keeps bytes on disk that were proved, in the blob or decoded. Failing to is no reason to fail
@@ -462,24 +395,6 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// The span, if there is one and no other.
-fn only(spans: &std::ops::Range<usize>) -> Option<usize> {
+fn only(spans: &Range<usize>) -> Option<usize> {
     (spans.len() == 1).then_some(spans.start)
-}
-
-/// `tar`, which lies within `span`, of what that decodes to.
-fn part_of(span: &Span, decoded: &Proved, tar: ByteRange) -> Proved {
-    let from = (tar.start - span.tar.start) as usize;
-    decoded.part(from..from + tar.len() as usize)
-}
-
-/// Copies what `span` (decoded) has of `tar` to its place in `out`.
-fn copy_overlap(span: &Span, decoded: &Proved, tar: ByteRange, out: &mut Place<'_>) {
-    let both = span.tar.intersection(&tar);
-    if both.is_empty() {
-        return;
-    }
-    let from = (both.start - span.tar.start) as usize;
-    let to = (both.start - tar.start) as usize;
-    let len = both.len() as usize;
-    out.part(to..to + len).copy(decoded, from..from + len);
 }

@@ -2,6 +2,7 @@
 //! without reading ahead, over two lives of the cache.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -60,13 +61,23 @@ impl Source for Memory {
 
 /// A mount's reader of the layer: its memory is empty, its cache is not.
 fn reader(sample: &Sample, cache: &Path, source: Arc<Memory>) -> Arc<LayerReader> {
+    reader_with(sample, cache, source, 30_000)
+}
+
+/// The same with so much memory.
+fn reader_with(
+    sample: &Sample,
+    cache: &Path,
+    source: Arc<Memory>,
+    spans_bytes_max: usize,
+) -> Arc<LayerReader> {
     let store = Store::new(Config {
         cache: Cache::open(cache, None).expect("a cache"),
         layout_dir: None,
         source: Some(source),
         no_source: Error::new(ErrorKind::Offline, "unused"),
         stall: Duration::from_secs(50),
-        spans_bytes_max: 30_000,
+        spans_bytes_max,
         keeps_fresh: true,
         own_indexes_only: false,
     });
@@ -104,7 +115,7 @@ fn needed(sample: &Sample, reads: &[Read]) -> RangeSet {
 }
 
 /// Reads in lives of a mount, some at the same time in each.
-fn run(sample: &Sample, lives: &[Vec<Vec<Read>>], is_ahead: bool) {
+fn run(sample: &Sample, lives: &[Vec<Vec<Read>>], is_ahead: bool, spans_bytes_max: usize) {
     let mut threads = tokio::runtime::Builder::new_multi_thread();
     let runtime = threads.worker_threads(2).enable_all().build().expect("threads");
     let cache = tempfile::tempdir().expect("a directory");
@@ -112,7 +123,7 @@ fn run(sample: &Sample, lives: &[Vec<Vec<Read>>], is_ahead: bool) {
     for life in lives {
         // Without a runtime around it, a reader does not read ahead.
         let _inside = is_ahead.then(|| runtime.enter());
-        let reader = reader(sample, cache.path(), source.clone());
+        let reader = reader_with(sample, cache.path(), source.clone(), spans_bytes_max);
         for together in life {
             let reads = together.iter().map(|one| read(&reader, sample, one));
             runtime.block_on(try_join_all(reads)).expect("right bytes");
@@ -152,6 +163,61 @@ async fn what_is_read_of_one_span_is_not_copied() {
     assert!(reader.part_now(beyond).is_none());
 }
 
+/// A cache that has the sample's second span, and where that is.
+async fn with_second_span(sample: &Sample) -> (tempfile::TempDir, ByteRange) {
+    let cache = tempfile::tempdir().expect("a directory");
+    let span = sample.index.spans[1].tar;
+    let first = reader(sample, cache.path(), Memory::of(sample));
+    first.read(span, Deadline::after(Duration::from_secs(50))).await.expect("bytes");
+    (cache, span)
+}
+
+#[tokio::test]
+async fn of_a_span_that_is_here_a_read_decodes_what_it_needs_and_the_next_one_the_rest() {
+    let sample = Sample::of_members();
+    let (cache, span) = with_second_span(&sample).await;
+    let source = Memory::of(&sample);
+    let reader = reader_with(&sample, cache.path(), source.clone(), 400_000);
+    let read = async |tar: ByteRange| {
+        let read = reader.read(tar, Deadline::after(Duration::from_secs(50))).await.expect("bytes");
+        assert_eq!(*read, sample.tar[tar.start as usize..tar.end as usize]);
+    };
+    let at = |from: u64, len: u64| ByteRange::at(span.start + from, len);
+    read(at(1000, 10)).await;
+    assert!(reader.part_now(at(0, 1010)).is_some(), "what is in front of it is decoded");
+    assert!(reader.part_now(at(0, 1011)).is_none(), "what is behind it is not");
+    // It goes on with what it has in memory.
+    std::fs::remove_dir_all(cache.path()).expect("the cache is removed");
+    read(at(1500, 10)).await;
+    assert!(reader.part_now(span).is_some(), "who comes back reads on");
+    read(span).await;
+    assert!(source.asked().is_empty(), "{:?}", source.asked());
+}
+
+#[tokio::test]
+async fn a_wrong_byte_behind_what_is_wanted_makes_the_span_be_fetched() {
+    let sample = Sample::of_members();
+    let (cache, span) = with_second_span(&sample).await;
+    let stored = sample.index.spans[1].blob;
+    let files = walk(cache.path());
+    let part = files.iter().find(|path| path.extension().is_some_and(|e| e == "part"));
+    let part = std::fs::File::options().write(true).open(part.expect("a part")).expect("it opens");
+    part.write_all_at(&[!sample.blob[stored.end as usize - 1]], stored.end - 1).expect("a byte");
+    let source = Memory::of(&sample);
+    let reader = reader_with(&sample, cache.path(), source.clone(), 400_000);
+    let tar = ByteRange::at(span.start, 10);
+    let read = reader.read(tar, Deadline::after(Duration::from_secs(50))).await.expect("bytes");
+    assert_eq!(*read, sample.tar[tar.start as usize..tar.end as usize]);
+    assert_eq!(source.asked(), [stored], "what was here was given out");
+}
+
+/// All files below a directory.
+fn walk(directory: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(directory).expect("a directory");
+    let below = |path: std::path::PathBuf| if path.is_dir() { walk(&path) } else { vec![path] };
+    entries.flat_map(|entry| below(entry.expect("an entry").path())).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -163,7 +229,9 @@ proptest! {
             1..3,
         ),
         is_ahead in any::<bool>(),
+        // A span that is begun takes more than 64 KiB: there is room for none, for one, for some.
+        spans_bytes_max in prop_oneof![Just(30_000usize), Just(100_000), Just(400_000)],
     ) {
-        run(&sample, &lives, is_ahead);
+        run(&sample, &lives, is_ahead, spans_bytes_max);
     }
 }
