@@ -85,8 +85,8 @@ soak: ## a minute of readers, evictions and faults at once (SOAK_SECONDS, LAYOUT
 	LAYOUTFS_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --release --test it soak:: -- --nocapture
 
 # One-byte reads are elsewhere: `tests/it/one_byte.rs`, and pieces of one byte in the tests of decoders.
-MODES ?= one-event-thread one-span-cache no-push no-poll no-fresh small-reads \
-    one-event-thread,one-span-cache,no-push,no-poll,no-fresh,small-reads
+MODES ?= one-event-thread one-span-cache no-push no-poll no-fresh no-passthrough small-reads \
+    one-event-thread,one-span-cache,no-push,no-poll,no-fresh,no-passthrough,small-reads
 
 test-modes: setup ## tests/it with one event thread, memory for one span, pushing off, READs of a page; each, then all (MODES)
 	for mode in $(MODES); do \

@@ -45,11 +45,12 @@ impl Modes {
                 "no-push" => modes.serving.pushes = false,
                 "no-poll" => modes.serving.polls = false,
                 "no-fresh" => modes.keeps_fresh = false,
+                "no-passthrough" => modes.serving.passes = false,
                 "small-reads" => modes.serving.small_reads = true,
                 _ => {
                     let message = format!(
                         "{VARIABLE}: {word}: expected one-event-thread, one-span-cache, no-push, \
-                         no-poll, no-fresh, small-reads; it is for tests alone: unset it"
+                         no-poll, no-fresh, no-passthrough, small-reads; it is for tests alone: unset it"
                     );
                     return Err(Error::new(ErrorKind::Usage, message));
                 }
@@ -69,11 +70,15 @@ mod tests {
         assert!(plain.serving.pushes && plain.serving.polls && !plain.serving.small_reads);
         assert!(plain.keeps_fresh);
         assert!(plain.serving.event_threads_max > 1);
-        let all =
-            Modes::parse("one-event-thread,one-span-cache,no-push,no-poll,no-fresh,small-reads");
-        let all = all.expect("all words");
-        let serving =
-            Serving { event_threads_max: 1, pushes: false, small_reads: true, polls: false };
+        let words = "one-event-thread,one-span-cache,no-push,no-poll,no-fresh,no-passthrough,";
+        let all = Modes::parse(&format!("{words}small-reads")).expect("all words");
+        let serving = Serving {
+            event_threads_max: 1,
+            pushes: false,
+            small_reads: true,
+            polls: false,
+            passes: false,
+        };
         let expected = Modes { serving, spans_bytes_max: ONE_SPAN_BYTES, keeps_fresh: false };
         assert_eq!(all, expected);
         let one = Modes::parse("no-push").expect("one word");

@@ -8,7 +8,7 @@ use super::context::{Context, print_json};
 use super::units::size;
 use crate::fetch::{Error, ErrorKind, Result};
 use crate::fs::mounts::{Record, canonical_mountpoint};
-use crate::fs::status::{SetAside, Status, query};
+use crate::fs::status::{LayerStatus, SetAside, Status, query};
 
 /// How often `--watch` shows it again.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -86,16 +86,7 @@ fn print(status: &Status) {
         let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
         let (resident, total) = (size(layer.resident), size(layer.size));
         out!("  layer {number:>2}  {digest}  {resident} of {total}  {}", layer.how);
-        if layer.bytes_fetched + layer.bytes_used > 0 {
-            let by =
-                layer.amplification.map_or(String::new(), |a| format!(" (amplification {a:.2})"));
-            out!(
-                "            fetched {}, used {}{by}; never needed {}",
-                size(layer.bytes_fetched),
-                size(layer.bytes_used),
-                size(layer.bytes_never_needed)
-            );
-        }
+        print_use(layer);
     }
     out!(
         "  fetched {} of {} in {} requests ({} tried again, {} twice because slow, {} failed)",
@@ -129,8 +120,32 @@ fn print(status: &Status) {
         status.read_errors,
         messages.join(", ")
     );
+    if status.opens_passed_through > 0 {
+        let opens = status.opens_passed_through;
+        out!(
+            "  {opens} opens of blobs passed through to their files: what was read of them is not counted"
+        );
+    }
     if let Some(trouble) = &status.cache_trouble {
         out!("  nothing is kept in the cache: {trouble}");
     }
     out!("  log {}", status.log.display());
+}
+
+/// What became of a layer's bytes, if anything did.
+fn print_use(layer: &LayerStatus) {
+    if layer.bytes_fetched + layer.bytes_used + layer.opens_passed_through == 0 {
+        return;
+    }
+    let by = layer.amplification.map_or(String::new(), |a| format!(" (amplification {a:.2})"));
+    let passed = match layer.opens_passed_through {
+        0 => String::new(),
+        opens => format!(" and what {opens} opens read past the daemon"),
+    };
+    out!(
+        "            fetched {}, used {}{passed}{by}; never needed {}",
+        size(layer.bytes_fetched),
+        size(layer.bytes_used),
+        size(layer.bytes_never_needed)
+    );
 }

@@ -19,6 +19,8 @@ use super::cache::{Cache, StreamLock};
 use super::error::{Error, ErrorKind, Result};
 use super::overflow::{Follower, Overflow};
 use super::proved::Proved;
+use super::stamp::Stamp;
+use super::whole_file::WholeFile;
 use super::writing::{Kept, Writing};
 use super::{Body, Deadline, Distrust, Source};
 use crate::layout::Blob;
@@ -92,37 +94,6 @@ pub enum Origin {
     Cache,
     /// A file that is not ours.
     Layout,
-}
-
-/// Changes whenever somebody writes to a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    len: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    /// Of an open file.
-    ///
-    /// # Errors
-    /// The file cannot be looked at.
-    pub fn of(file: &File) -> Result<Self> {
-        let meta = file.metadata().map_err(|e| Error::local("cannot stat a local blob", &e))?;
-        Ok(Stamp {
-            len: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
-
-    /// Of a file in the cache, where we ourselves note uses and rename: only what writing changes.
-    ///
-    /// # Errors
-    /// The file cannot be looked at.
-    pub fn of_ours(file: &File) -> Result<Self> {
-        Ok(Stamp { changed: (0, 0), ..Stamp::of(file)? })
-    }
 }
 
 impl Arrival {
@@ -224,12 +195,19 @@ impl Arrival {
     pub fn is_unchanged(&self) -> bool {
         // Without a file every piece is checked when it is read.
         let Some(file) = &self.file else { return true };
-        let now = match self.origin {
-            Origin::Layout => Stamp::of(file),
-            Origin::Source | Origin::Cache => Stamp::of_ours(file),
-        };
         // Not proved yet: it is being written.
-        self.proved_as.get().is_none_or(|seen| now.is_ok_and(|now| now == *seen))
+        self.proved_as.get().is_none_or(|seen| seen.is_still_of(file))
+    }
+
+    /// The file, if all of the blob is in it, and proved.
+    pub fn whole_file(&self) -> Option<WholeFile> {
+        let is_proved = matches!(self.progress.borrow().outcome, Some(Ok(())));
+        if !is_proved || self.overflow().is_some() {
+            return None;
+        }
+        let (file, stamp) = (self.file.clone()?, *self.proved_as.get()?);
+        self.is_used.store(true, Ordering::Relaxed);
+        stamp.is_still_of(&file).then(|| WholeFile::new(self.blob, file, stamp))
     }
 
     /// Whoever brought the blob has gone without a word.
@@ -251,13 +229,16 @@ impl Arrival {
         if self.is_used.swap(false, Ordering::Relaxed) {
             super::cache::note_used(file);
         }
-        let is_removed = file.metadata().is_ok_and(|meta| meta.nlink() == 0);
-        if is_removed && self.overflow().is_some() {
+        let Some(meta) = file.metadata().ok().filter(|meta| meta.nlink() == 0) else {
+            return false;
+        };
+        // As long as it is too short, nobody has made a blob of it that others may be reading.
+        if self.overflow().is_some() && meta.len() < self.blob.size {
             // Its digests of pieces are worth a whole stream: only the bytes go.
             let _ = file.set_len(0);
             return false;
         }
-        is_removed
+        true
     }
 
     /// As [`Arrival::read_proved`], if all bytes are in the file.

@@ -9,10 +9,10 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::arrival::Stamp;
 use super::cache::read_exact_at;
 use super::error::{Error, ErrorKind, Result};
 use super::proved::{Place, Proved};
+use super::stamp::Stamp;
 use crate::layout::Digest;
 use crate::layout::digest::Hasher;
 use crate::layout::range::ByteRange;

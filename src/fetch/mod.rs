@@ -47,11 +47,13 @@ pub mod shared_trace;
 pub mod span_reader;
 pub mod spans;
 pub mod sparse;
+pub mod stamp;
 pub mod store;
 pub mod tables;
 pub mod trace_file;
 pub mod upper;
 pub mod uses;
+pub mod whole_file;
 mod writing;
 
 use std::future::Future;

@@ -25,6 +25,7 @@ pub struct Use {
     blob: Blob,
     needed: Mutex<RangeSet>,
     got_bytes: AtomicU64,
+    passed: AtomicU64,
     order: Arc<OnceLock<Order>>,
 }
 
@@ -36,6 +37,7 @@ impl Uses {
             blob: *blob,
             needed: Mutex::default(),
             got_bytes: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
             order: self.order.clone(),
         };
         blobs.entry(blob.digest).or_insert_with(|| Arc::new(new())).clone()
@@ -107,6 +109,18 @@ impl Use {
         self.got_bytes.load(Ordering::Relaxed)
     }
 
+    /// A reader reads it past us: what it needs and gets of it nobody knows, so that all of it counts
+    /// as needed.
+    pub fn pass(&self) {
+        self.need_whole();
+        self.passed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often one did.
+    pub fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+
     /// Bytes of the blob that no reader needed.
     pub fn never_needed_bytes(&self) -> u64 {
         let needed = self.needed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,5 +162,7 @@ mod tests {
         assert_eq!(uses.of(&other).never_needed_bytes(), 0);
         uses.of(&a).got(7);
         assert_eq!(uses.of(&a).got_bytes(), 7);
+        uses.of(&a).pass();
+        assert_eq!((uses.of(&a).passed(), uses.of(&a).never_needed_bytes()), (1, 0));
     }
 }

@@ -8,10 +8,11 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
-use super::arrival::{Progress, Stamp};
+use super::arrival::Progress;
 use super::cache::{Cache, Part, StreamLock, read_exact_at};
 use super::error::{Error, ErrorKind, Result};
 use super::overflow::Overflow;
+use super::stamp::Stamp;
 use crate::layout::Blob;
 use crate::layout::digest::Hasher;
 use crate::layout::range::ByteRange;

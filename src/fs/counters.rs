@@ -12,7 +12,7 @@ pub enum Message {
     Getattr,
     /// `READLINK`.
     Readlink,
-    /// `OPEN`: once a mount, answered ENOSYS.
+    /// `OPEN`: once a mount, answered ENOSYS, where no file needs to be told apart.
     Open,
     /// `READ`.
     Read,
@@ -56,6 +56,7 @@ pub struct Counters {
     messages: [AtomicU64; NAMES.len()],
     bytes_read: AtomicU64,
     pushes: AtomicU64,
+    passed: AtomicU64,
     flows: AtomicU64,
     read_errors: AtomicU64,
 }
@@ -75,6 +76,16 @@ impl Counters {
     pub fn count_push(&self, bytes: usize) {
         self.pushes.fetch_add(1, Ordering::Relaxed);
         self.count_read(bytes);
+    }
+
+    /// An open file that the kernel reads by itself.
+    pub fn count_passed(&self) {
+        self.passed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    pub fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
     }
 
     /// Messages came one after the other, and were asked for without sleeping.

@@ -13,9 +13,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
-    LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, KernelConfig, LockOwner,
+    Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
@@ -26,7 +26,9 @@ use super::counters::{Counters, Message};
 use super::errno;
 use super::mount::{Serving, TTL, request_capabilities};
 use super::open_files::OpenFiles;
+use super::opens::Opens;
 use super::ops::View;
+use super::passthrough::Passthrough;
 use super::pending::Pending;
 use super::policy::Pin;
 use super::poll::Poll;
@@ -54,6 +56,8 @@ pub struct Shell {
     pub complaints: Arc<Complaints>,
     /// Files that are read before they are proved.
     pub open_files: Arc<OpenFiles>,
+    /// Blobs that the kernel reads by itself.
+    pub passthrough: Arc<Passthrough>,
     /// Sends files before they are asked for.
     pub pusher: Arc<Pusher>,
     /// How it is served.
@@ -165,18 +169,21 @@ impl Filesystem for Shell {
         });
     }
 
-    /// Answered ENOSYS once, and never asked again, where nothing unproved is read. Otherwise each
-    /// open says how: past the page cache until the blob is proved, so that what was wrong cannot
-    /// be read from there later.
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let files = self.open_files.clone();
+    /// Answered ENOSYS once, and never asked again, where all files are read the same way.
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let opens = Opens {
+            runtime: self.runtime.clone(),
+            counters: self.counters.clone(),
+            pinned: self.open_files.clone(),
+            passthrough: self.passthrough.clone(),
+        };
         self.with_view(Message::Open, reply, move |view, reply| {
-            if !view.has_unproved_reads() {
+            if !view.has_unproved_reads() && !opens.passthrough.is_wanted() {
                 return reply.error(Errno::ENOSYS);
             }
-            match node_id(ino).and_then(|id| view.pin(id)) {
-                Some(pin) => reply.opened(files.add(pin), FopenFlags::FOPEN_DIRECT_IO),
-                None => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            match node_id(ino) {
+                Some(id) => opens.answer(view, id, flags, reply),
+                None => reply.error(Errno::ENOENT),
             }
         });
     }
@@ -184,7 +191,7 @@ impl Filesystem for Shell {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -192,6 +199,10 @@ impl Filesystem for Shell {
         reply: ReplyEmpty,
     ) {
         self.open_files.remove(fh);
+        if let Some(changed) = node_id(ino).and_then(|id| self.passthrough.release(id)) {
+            let digest = changed.blob().digest;
+            tracing::warn!(%digest, "the file of a blob was written to while the kernel read it");
+        }
         reply.ok();
     }
 

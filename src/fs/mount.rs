@@ -1,8 +1,8 @@
 //! Mount options and kernel capabilities, each with its reason; the session; unmounting.
 //!
 //! A message between kernel and daemon costs 25 to 80 µs of wake-ups, so the flags are chosen to
-//! have few: OPEN, OPENDIR, FLUSH and ACCESS are answered ENOSYS once and never come again, the
-//! kernel keeps names, attributes, absent names, links and pages for good (an image never changes),
+//! have few: OPENDIR, FLUSH and ACCESS are answered ENOSYS once and never come again, and OPEN where no
+//! file needs to be told apart; the kernel keeps names, attributes, absent names, links and pages for good (an image never changes),
 //! and directories come with their attributes.
 
 use std::io;
@@ -41,6 +41,10 @@ const BUSY_POLL: Duration = Duration::from_millis(20);
 /// Read-ahead of a mount. The kernel offers FUSE 128 KiB; 1 MiB reads cost a third less a byte.
 const READ_AHEAD_KIB: &str = "1024";
 
+/// Filesystems on top of each other that a mount counts as whose blobs the kernel reads by itself: it
+/// and the one beneath. The kernel allows two, and an overlay on it is one more.
+const PASSED_STACK_DEPTH: u32 = 1;
+
 /// How a mount is served. Only tests want any other way than the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Serving {
@@ -52,6 +56,8 @@ pub struct Serving {
     pub small_reads: bool,
     /// Messages may be asked for without sleeping.
     pub polls: bool,
+    /// The kernel may read whole blobs by itself.
+    pub passes: bool,
 }
 
 impl Default for Serving {
@@ -61,6 +67,7 @@ impl Default for Serving {
             pushes: true,
             small_reads: false,
             polls: true,
+            passes: true,
         }
     }
 }
@@ -97,6 +104,12 @@ pub fn request_capabilities(config: &mut KernelConfig, serving: Serving) {
     ] {
         // An error names what the kernel lacks; nothing depends on it.
         let _ = config.add_capabilities(capability);
+    }
+    if serving.passes {
+        // What the kernel lacks it refuses at the first open. Files on a filesystem that is itself
+        // on another are refused as well; and on this mount there can be one overlay, not two.
+        let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
+        let _ = config.set_max_stack_depth(PASSED_STACK_DEPTH);
     }
     // Errors give the nearest value that works; the default is as good.
     let _ = config.set_max_background(BACKGROUND_MAX);

@@ -6,6 +6,7 @@ use super::policy::{Pin, Policy, Served};
 use crate::fetch::layer::LayerReader;
 use crate::fetch::proved::{Filling, Proved};
 use crate::fetch::store::Store;
+use crate::fetch::whole_file::{self, Known, WholeFile};
 use crate::fetch::{Deadline, Error, ErrorKind, Result};
 use crate::layout::entry::Chunk;
 use crate::layout::plan::{self, Slice};
@@ -103,19 +104,42 @@ impl View {
 
     /// Some file may be read before it is proved, so that the view has to know of every open.
     pub fn has_unproved_reads(&self) -> bool {
-        let is_blob = |kind: KindRef<'_>| {
-            matches!(kind, KindRef::Regular { content: ContentRef::Blob(_), .. })
-        };
-        self.policy == Policy::Stream && self.tree.nodes().any(|(_, node)| is_blob(node.kind))
+        self.policy == Policy::Stream && self.tree.nodes().any(|(id, _)| self.is_blob(id))
+    }
+
+    /// The content of `id` is a whole blob.
+    pub fn is_blob(&self, id: NodeId) -> bool {
+        self.whole_blob(id).is_some()
+    }
+
+    fn whole_blob(&self, id: NodeId) -> Option<&Blob> {
+        match self.tree.node(id)?.kind {
+            KindRef::Regular { content: ContentRef::Blob(blob), .. } => Some(blob),
+            _ => None,
+        }
     }
 
     /// What an open of `id` needs to keep: `None` when everything that it reads is proved.
     pub fn pin(&self, id: NodeId) -> Option<Pin> {
-        match self.tree.node(id).map(|n| n.kind) {
-            Some(KindRef::Regular { content: ContentRef::Blob(blob), .. }) => {
-                self.policy.pin(&self.store, blob)
-            }
-            _ => None,
+        self.whole_blob(id).and_then(|blob| self.policy.pin(&self.store, blob))
+    }
+
+    /// The file that has all of `id`, a blob, as far as that is known without waiting.
+    pub fn whole_file_now(&self, id: NodeId) -> Known {
+        self.whole_blob(id).map_or(Known::Not, |blob| whole_file::known(&self.store, blob))
+    }
+
+    /// The same, once its bytes are proved.
+    pub async fn whole_file(&self, id: NodeId) -> Option<WholeFile> {
+        let blob = self.whole_blob(id)?;
+        let _in_line = self.store.line.reader();
+        whole_file::prove(&self.store, blob, self.store.deadline()).await
+    }
+
+    /// Whoever has just opened `id`, a blob, reads it past us.
+    pub fn note_passed(&self, id: NodeId) {
+        if let Some(blob) = self.whole_blob(id) {
+            self.store.uses.of(blob).pass();
         }
     }
 

@@ -49,8 +49,11 @@ pub struct Status {
     /// Bytes of blobs, as stored, that first passes of this mount have decoded.
     #[serde(default)]
     pub bytes_passed: u64,
-    /// Content bytes that the kernel was sent.
+    /// Content bytes that the kernel was sent; not those that it read by itself.
     pub bytes_read: u64,
+    /// Open files that the kernel read by itself: nobody here knows how many bytes.
+    #[serde(default)]
+    pub opens_passed_through: u64,
     /// Files that the kernel was sent with their directory, because everything was read.
     #[serde(default)]
     pub files_pushed: u64,
@@ -103,13 +106,18 @@ pub struct LayerStatus {
     /// Bytes of it that came from a source.
     #[serde(default)]
     pub bytes_fetched: u64,
-    /// Bytes that readers got of what it decodes to (of itself, in the layout view).
+    /// Bytes that readers got of what it decodes to (of itself, in the layout view); not those that
+    /// the kernel read by itself.
     #[serde(default)]
     pub bytes_used: u64,
+    /// Open files of the blob that the kernel read by itself.
+    #[serde(default)]
+    pub opens_passed_through: u64,
     /// Bytes of it that no reader needed: those of spans that nobody read.
     #[serde(default)]
     pub bytes_never_needed: u64,
-    /// Bytes fetched by bytes used; `None` as long as none was used.
+    /// Bytes fetched by bytes used; `None` as long as none was used, or when the kernel read some by
+    /// itself.
     #[serde(default)]
     pub amplification: Option<f64>,
 }
@@ -178,6 +186,7 @@ mod tests {
             bytes_fetched: 0,
             bytes_passed: 0,
             bytes_read: 0,
+            opens_passed_through: 0,
             files_pushed: 0,
             flows: 0,
             bytes_total: 0,

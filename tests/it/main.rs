@@ -27,6 +27,7 @@ mod mounts;
 mod one_byte;
 mod own_tables;
 mod panics;
+mod passthrough;
 mod proofs;
 mod push;
 mod pushes;

@@ -14,6 +14,7 @@ use layoutfs::fs::complaints::Complaints;
 use layoutfs::fs::fuse::Shell;
 use layoutfs::fs::mount::{Mounted, Serving};
 use layoutfs::fs::ops::View;
+use layoutfs::fs::passthrough::Passthrough;
 use layoutfs::fs::pending::Pending;
 use layoutfs::fs::policy::Policy;
 use layoutfs::fs::poll::Poll;
@@ -93,6 +94,7 @@ fn a_panic_is_eio_and_a_line_in_the_log_and_the_mount_lives() {
         runtime: runtime.handle().clone(),
         notifier: Arc::default(),
         open_files: Arc::default(),
+        passthrough: Arc::new(Passthrough::new(false)),
         pusher: Arc::default(),
         serving: Serving::default(),
         poll: Arc::new(Poll::new(1)),
