@@ -2,27 +2,30 @@
 //! as often as it takes, keeping what was decoded last.
 //!
 //! Read in the order of the layer it costs one more pass over the blob. A step backwards beyond what
-//! is in memory begins anew, unless one of a few earlier positions is still before it.
+//! is in memory begins anew, unless one of a few earlier positions is still before it. Readers at the
+//! same time do not: whoever needs what somebody is about to decode waits for it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod cursors;
 
-use tokio::sync::Semaphore;
+use std::sync::Arc;
 
 use super::arrival::Arrival;
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
 use super::proved::{Filling, Opened, Place, Proved, ProvedDecoder};
+use super::span_reader::blocking;
 use super::spans::SpanKey;
 use super::store::Store;
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
+use cursors::{Cursors, Next, Run};
 
 /// What is decoded, and kept in memory, at a time. The least that the spans' bound must hold.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Positions that decoding can go on from: for readers of several places at once. Each holds a
-/// decoder: 300 KiB for gzip, a window of at most 128 MiB for zstd (usually 8).
-const CURSORS_MAX: usize = 4;
+/// Pieces in front of a wanted one that are kept, too: the kernel's requests for parts of one file
+/// reach us in any order.
+const KEPT_IN_FRONT: u64 = 2;
 
 /// Stored bytes for the decoder at a time, at most and at least: what comes out of them should not be
 /// much more than what is kept.
@@ -36,8 +39,7 @@ pub struct Rolling {
     tar_size: u64,
     /// Tells its pieces from those of other readers in memory.
     reader: u64,
-    idle: Mutex<Vec<Cursor>>,
-    turns: Semaphore,
+    cursors: Arc<Cursors>,
     flights: Flights<u64>,
 }
 
@@ -57,9 +59,9 @@ struct Cursor {
 impl Rolling {
     /// A reader of `layer`, which has `tar_size` bytes when decoded.
     pub fn new(store: Arc<Store>, layer: Layer, tar_size: u64) -> Self {
-        let (idle, flights) = (Mutex::default(), Flights::default());
-        let (reader, turns) = (store.new_reader(), Semaphore::new(CURSORS_MAX));
-        Rolling { store, layer, tar_size, reader, idle, turns, flights }
+        let (cursors, flights) = (Arc::default(), Flights::default());
+        let reader = store.new_reader();
+        Rolling { store, layer, tar_size, reader, cursors, flights }
     }
 
     /// Reads `tar` into `out` if all of it is in memory.
@@ -101,7 +103,7 @@ impl Rolling {
             Err(error) if error.kind == ErrorKind::DigestMismatch => {
                 // The blob's file has changed since it was proved: it is proved anew.
                 tracing::warn!(%error, "decoding a layer again");
-                self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.cursors.clear();
                 self.roll(number).await
             }
             rolled => rolled,
@@ -110,42 +112,47 @@ impl Rolling {
     }
 
     async fn roll(&self, number: u64) -> Result<Proved> {
-        let ended = |e: &dyn std::fmt::Display| {
-            Error::new(ErrorKind::Local, format!("a read ended early: {e}"))
-        };
-        let _turn = self.turns.acquire().await.map_err(|e| ended(&e))?;
-        let cursor = match self.nearest(number) {
-            Some(cursor) => cursor,
-            None => {
-                let arrival = self.store.proved(&self.layer.blob, self.store.deadline()).await?;
-                Cursor::new(arrival, self.tar_size)
+        loop {
+            match self.cursors.next(number) {
+                Next::Decode(run, cursor) => return self.decode(run, cursor, number).await,
+                Next::Wait(passed) => {
+                    if let Ok(passed) = passed.await {
+                        return passed;
+                    }
+                }
             }
-        };
-        let (store, tar_size) = (self.store.clone(), self.tar_size);
-        let reader = self.reader;
-        let key = move |n| (reader, usize::try_from(n).unwrap_or(usize::MAX));
-        let work = move || {
-            let mut cursor = cursor;
-            let keep = |n, piece: &Proved| store.spans.put(key(n), Opened::Whole(piece.clone()));
-            cursor.roll_to(number, tar_size, keep).map(|piece| (piece, cursor))
-        };
-        let rolled = tokio::task::spawn_blocking(work).await.map_err(|e| ended(&e))?;
-        let (piece, cursor) =
-            rolled.map_err(|e| e.context(format!("layer {}", self.layer.blob.digest)))?;
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.push(cursor);
-        if idle.len() > CURSORS_MAX {
-            idle.remove(0);
         }
-        Ok(piece)
     }
 
-    /// The last position that is not behind the piece. Others stay, the least recently used first.
-    fn nearest(&self, number: u64) -> Option<Cursor> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = idle.iter().enumerate().filter(|(_, cursor)| cursor.piece <= number);
-        let (nearest, _) = before.max_by_key(|(_, cursor)| cursor.piece)?;
-        Some(idle.remove(nearest))
+    async fn decode(&self, run: Run, cursor: Option<Cursor>, number: u64) -> Result<Proved> {
+        let mut cursor = match cursor {
+            Some(cursor) => cursor,
+            None => match self.store.proved(&self.layer.blob, self.store.deadline()).await {
+                Ok(arrival) => Cursor::new(arrival, self.tar_size),
+                Err(error) => {
+                    run.fail(&error);
+                    return Err(error);
+                }
+            },
+        };
+        let (store, tar_size, reader) = (self.store.clone(), self.tar_size, self.reader);
+        let digest = self.layer.blob.digest;
+        let work = move || {
+            let key = |n| (reader, usize::try_from(n).unwrap_or(usize::MAX));
+            let pass = |n: u64, piece: &Proved| {
+                if run.pass(n, piece) || n + KEPT_IN_FRONT >= number {
+                    store.spans.put(key(n), Opened::Whole(piece.clone()));
+                }
+            };
+            let rolled = cursor.roll_to(number, tar_size, pass);
+            let rolled = rolled.map_err(|e| e.context(format!("layer {digest}")));
+            match &rolled {
+                Ok(_) => run.end(cursor),
+                Err(error) => run.fail(error),
+            }
+            rolled
+        };
+        blocking(work).await
     }
 }
 
@@ -162,12 +169,12 @@ impl Cursor {
         }
     }
 
-    /// Decodes until piece `wanted` is whole; `keep` gets it and those behind it.
+    /// Decodes until piece `wanted` is whole; `pass` gets each piece that is.
     fn roll_to(
         &mut self,
         wanted: u64,
         tar_size: u64,
-        keep: impl Fn(u64, &Proved),
+        pass: impl Fn(u64, &Proved),
     ) -> Result<Proved> {
         let mut found = None;
         while found.is_none() {
@@ -197,9 +204,7 @@ impl Cursor {
                     if *filled == piece_len(*piece, tar_size) {
                         let next = Filling::zeroed(piece_len(*piece + 1, tar_size));
                         let whole = std::mem::replace(filling, next).finish();
-                        if *piece >= wanted {
-                            keep(*piece, &whole);
-                        }
+                        pass(*piece, &whole);
                         if *piece == wanted {
                             found = Some(whole);
                         }

@@ -35,6 +35,7 @@ mod real;
 mod referrers;
 mod registry;
 mod requests;
+mod rolling;
 mod rootless;
 mod secrets;
 mod shared_traces;
