@@ -11,7 +11,9 @@ use super::proved::{Opened, Proved};
 /// position in its `LayerIndex`.
 pub type SpanKey = (u64, usize);
 
-/// Least recently used decoded spans, at most `bytes_max` of them (one larger span is not kept).
+/// Decoded spans, at most `bytes_max` bytes of them: the least recently used ones go. One that is
+/// whole and came last stays whatever its size, else each request for a part of it would decode it
+/// again.
 pub struct Spans {
     bytes_max: usize,
     kept: Mutex<Kept>,
@@ -23,12 +25,12 @@ struct Kept {
 }
 
 impl Spans {
-    /// Keeps at most `bytes_max` bytes.
+    /// Keeps at most `bytes_max` bytes, or one whole span.
     pub fn new(bytes_max: usize) -> Self {
         Spans { bytes_max, kept: Mutex::new(Kept { spans: LruCache::unbounded(), bytes: 0 }) }
     }
 
-    /// What is kept of so many bytes is kept at all.
+    /// So many bytes are within the bound.
     pub fn may_keep(&self, bytes: usize) -> bool {
         bytes <= self.bytes_max
     }
@@ -57,7 +59,7 @@ impl Spans {
     /// Keeps a decoded span, and lets go of the least recently used ones beyond the bound.
     pub fn put(&self, key: SpanKey, decoded: Opened) {
         let bytes = decoded.memory_bytes();
-        if !self.may_keep(bytes) {
+        if matches!(decoded, Opened::Begun(_)) && !self.may_keep(bytes) {
             return;
         }
         let mut kept = self.kept();
@@ -65,7 +67,7 @@ impl Spans {
         if let Some(replaced) = kept.spans.put(key, decoded) {
             kept.bytes -= replaced.memory_bytes();
         }
-        while kept.bytes > self.bytes_max {
+        while kept.bytes > self.bytes_max && kept.spans.len() > 1 {
             let Some((_, evicted)) = kept.spans.pop_lru() else { break };
             kept.bytes -= evicted.memory_bytes();
         }
@@ -100,10 +102,15 @@ mod tests {
         spans.put(key(2), proved(b"cccc"));
         assert!(spans.get(&key(1)).is_none());
         assert!(spans.get(&key(0)).is_some());
+        assert_eq!(spans.kept().bytes, 8);
         spans.put(key(3), proved(b"longer than ten"));
+        assert!(spans.get(&key(3)).is_some(), "parts of it are asked for one after the other");
+        assert!(spans.get(&key(2)).is_none());
+        spans.put(key(4), proved(b"dddd"));
         assert!(spans.get(&key(3)).is_none());
-        assert_eq!(spans.kept.lock().expect("lock").bytes, 8);
+        assert_eq!(spans.kept().bytes, 4);
     }
+
     #[test]
     fn what_is_begun_counts_with_what_it_goes_on_with_and_can_be_taken_once() {
         let content = [b'a'; 1000];
