@@ -235,9 +235,6 @@ const SLACK_BYTES: u64 = LIMIT_BYTES / 16 + (256 << 10);
 
 #[test]
 fn an_image_of_five_times_the_limit_is_read_and_the_limit_holds() {
-    if modes::is_skipped_with("small-reads", "it counts what few large reads fetch again") {
-        return;
-    }
     let image = large_image();
     let (registry, room, reference) = setting(&image);
     let options = ["--cache-limit", &LIMIT_BYTES.to_string()];
@@ -264,9 +261,6 @@ fn an_image_of_five_times_the_limit_is_read_and_the_limit_holds() {
 
 #[test]
 fn one_layer_larger_than_the_limit_is_read_in_its_order_for_one_more_pass() {
-    if modes::is_skipped_with("small-reads", "it counts what few large reads fetch again") {
-        return;
-    }
     for compression in [Compression::Gzip, Compression::Zstd] {
         let files: Vec<(String, usize)> =
             (0..12).map(|i| (format!("f{i:02}"), 1_700_000)).collect();
@@ -283,8 +277,10 @@ fn one_layer_larger_than_the_limit_is_read_in_its_order_for_one_more_pass() {
         });
         assert!(largest <= 4_000_000 + SLACK_BYTES, "{largest}");
         let (sent, size) = (registry.bytes_sent(&image.layers[0].digest), image.layer_bytes());
-        // Readers of two pieces at once may begin twice.
-        assert!(sent <= 3 * size, "{sent} of {size}");
+        // Who asks for what was just pushed out of memory begins once more. In memory for one piece
+        // that is what the kernel's requests have in common: one of four cursors stays behind each.
+        let passes = if modes::is_on("one-span-cache") { 5 } else { 3 };
+        assert!(sent <= passes * size, "{sent} of {size}");
     }
 }
 
