@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use layoutfs::layout::Digest;
@@ -191,15 +192,27 @@ fn everything_begins_with_what_is_marked() {
     once(&asked(&marked.registry, &marked.image.layers[0].digest)[1..]);
 }
 
+/// A mount that has got, and read, all of `a` and `b`, and some of `c`.
+fn stalled_behind_two() -> (Marked, Mount) {
+    for _ in 0..20 {
+        let marked = Marked::new(&[&["a", "b", "c", "d", PREFETCH, "e", "f"]]);
+        let enough = (marked.range(0, 0, 2).len() + 1000) as usize;
+        marked.fault(0, Action::StallAt(enough));
+        let mount = marked.mount(&[]);
+        let began = Instant::now();
+        assert!(read(&mount, "a") && read(&mount, "b"));
+        // On a machine that is busy for a second, these readers have fetched alone.
+        if began.elapsed() < Duration::from_secs(1) {
+            return (marked, mount);
+        }
+    }
+    panic!("a machine too busy to read two files within a second");
+}
+
 #[test]
 fn a_file_that_has_come_is_read_while_the_rest_is_on_its_way() {
-    let marked = Marked::new(&[&["a", "b", "c", "d", PREFETCH, "e", "f"]]);
+    let (marked, mount) = stalled_behind_two();
     let early = marked.range(0, 0, 4);
-    // All of `a` and `b`, and some of `c`.
-    let enough = (marked.range(0, 0, 2).len() + 1000) as usize;
-    marked.fault(0, Action::StallAt(enough));
-    let mount = marked.mount(&[]);
-    assert!(read(&mount, "a") && read(&mount, "b"));
     let prefetch = status(&mount)["prefetch"].clone();
     assert_eq!((&prefetch["done"], &prefetch["errors"]), (&false.into(), &0.into()), "{prefetch}");
     assert_eq!(marked.asked(0), [early], "who reads waits for what is on its way");

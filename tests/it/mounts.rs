@@ -134,7 +134,10 @@ fn a_dead_registry_fails_a_read_within_the_deadline_and_not_a_cached_one() {
     let error = fs::read(&blob).expect_err("nobody has it");
     assert!(matches!(error.raw_os_error(), Some(5 | 110)), "EIO or ETIMEDOUT: {error}");
     registry.resume();
-    assert_eq!(fs::read(&blob).expect("recovered without a remount"), image.layers[0].blob);
+    // Who joins an attempt that began before shares its end, and so short a deadline may pass on a
+    // busy machine: not each read need succeed, but the next ones.
+    let recovered = || fs::read(&blob).is_ok_and(|bytes| bytes == image.layers[0].blob);
+    until("it has recovered without a remount", recovered);
 }
 
 #[test]
