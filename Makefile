@@ -89,9 +89,11 @@ MODES ?= one-event-thread one-span-cache no-push no-poll no-fresh no-passthrough
     one-event-thread,one-span-cache,no-push,no-poll,no-fresh,no-passthrough,small-reads
 
 test-modes: setup ## tests/it with one event thread, memory for one span, pushing off, READs of a page; each, then all (MODES)
-	for mode in $(MODES); do \
-	    LAYOUTFS_TEST=$$mode $(CARGO) test --locked --test it -- --skip lifecycle --skip tidy || exit 1; \
-	done
+	failed=; for mode in $(MODES); do \
+	    echo "mode $$mode"; \
+	    LAYOUTFS_TEST=$$mode $(CARGO) test --locked --test it -- --skip lifecycle --skip tidy \
+	        || failed="$$failed $$mode"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:
 	$(CARGO) clean
