@@ -128,9 +128,11 @@ fn run(sample: &Sample, lives: &[Vec<Vec<Read>>], is_ahead: bool, spans_bytes_ma
             let reads = together.iter().map(|one| read(&reader, sample, one));
             runtime.block_on(try_join_all(reads)).expect("right bytes");
         }
+        // What is ahead of a reader would be fetched for the next one as well.
+        while runtime.metrics().num_alive_tasks() > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
-    // What is ahead of a reader ends with it.
-    drop(runtime);
     let asked = once(&source.asked());
     let reads: Vec<Read> = lives.iter().flatten().flatten().copied().collect();
     let needed = needed(sample, &reads);
