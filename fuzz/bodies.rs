@@ -15,7 +15,7 @@ use layoutfs::layout::error::{Error, Result};
 use layoutfs::layout::image_argument::ImageArgument;
 use layoutfs::layout::index::scan::Scanner;
 use layoutfs::layout::index::spans::SpanBuilder;
-use layoutfs::layout::index::window::sparse;
+use layoutfs::layout::index::window::Tracer;
 use layoutfs::layout::index::{
     Codec, LayerIndex, Origin, Point, Proof, Span, check, is_seekable, saved,
 };
@@ -137,13 +137,14 @@ pub fn starts(bytes: &[u8]) {
     };
     let pieces = decode_starts(blob.chunks(size), spacing).expect("one piece was decoded");
     assert_eq!(pieces, (starts.clone(), content.clone()));
+    let mut tracer = Tracer::default();
     for start in starts.into_iter().filter(|start| start.tar < content.len() as u64) {
         let behind = &blob[start.blob as usize..];
         let (codec, window) = match start.within {
             None => (codec::detect(blob), Vec::new()),
             Some(Within { bits, window }) => {
                 let point = Point { bits, window: ByteRange::new(0, 0) };
-                (Codec::Deflate(point), sparse(&window, bits, behind))
+                (Codec::Deflate(point), tracer.sparse(window, bits, behind))
             }
         };
         let tar = ByteRange::new(start.tar, content.len() as u64);

@@ -1,7 +1,7 @@
 //! Cuts a blob into spans while it passes: a digest for each, and a window where one is needed.
 
-use super::window::sparse;
-use super::{Codec, Point, Proof, Span, window};
+use super::window::{self, Tracer};
+use super::{Codec, Point, Proof, Span};
 use crate::layout::codec::{Start, Within};
 use crate::layout::digest::{Digest, Hasher};
 use crate::layout::range::ByteRange;
@@ -24,6 +24,7 @@ pub struct SpanBuilder {
     spans: Vec<Span>,
     windows: Vec<u8>,
     windows_bytes_max: usize,
+    tracer: Tracer,
     open: Open,
     /// Bytes of the blob so far, and the last of them.
     at: u64,
@@ -61,7 +62,8 @@ impl SpanBuilder {
     fn with_limit(windows_bytes_max: usize) -> Self {
         let (spans, windows) = (Vec::new(), Vec::new());
         let open = Open::new(Start { blob: 0, tar: 0, within: None });
-        SpanBuilder { spans, windows, windows_bytes_max, open, at: 0, last_byte: None }
+        let tracer = Tracer::default();
+        SpanBuilder { spans, windows, windows_bytes_max, tracer, open, at: 0, last_byte: None }
     }
 
     /// The next bytes of the blob, and the starts (ascending) that decoding them has told.
@@ -106,7 +108,7 @@ impl SpanBuilder {
         let codec = match start.within {
             None => Codec::Stored,
             Some(Within { bits, window }) => {
-                let stored = window::pack(&sparse(&window, bits, &head));
+                let stored = window::pack(&self.tracer.sparse(window, bits, &head));
                 let window = ByteRange::at(self.windows.len() as u64, stored.len() as u64);
                 self.windows.extend_from_slice(&stored);
                 Codec::Deflate(Point { bits, window })

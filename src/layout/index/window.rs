@@ -8,16 +8,17 @@ use crate::layout::codec::inflate::{At, Inflate, WINDOW_BYTES_MAX};
 /// Windows are packed once, on a thread that waits for the inflater, and kept for ever.
 const ZSTD_LEVEL: i32 = 6;
 
-/// Windows whose bytes say where they are: the low half of that, the high half, and that inverted.
-static LOW: [u8; WINDOW_BYTES_MAX] = tracer(0, 0);
-static HIGH: [u8; WINDOW_BYTES_MAX] = tracer(8, 0);
-static INVERTED: [u8; WINDOW_BYTES_MAX] = tracer(8, 0xff);
+/// Windows whose bytes say where they are: the low half of that, and the high half by how much
+/// more than the low one it says, which is never nothing.
+static LOW: [u8; WINDOW_BYTES_MAX] = tracer(false);
+static HIGH: [u8; WINDOW_BYTES_MAX] = tracer(true);
 
-const fn tracer(shift: u32, inverted: u8) -> [u8; WINDOW_BYTES_MAX] {
+const fn tracer(high: bool) -> [u8; WINDOW_BYTES_MAX] {
     let mut bytes = [0; WINDOW_BYTES_MAX];
     let mut at = 0;
     while at < bytes.len() {
-        bytes[at] = (at >> shift) as u8 ^ inverted;
+        let low = at as u8;
+        bytes[at] = if high { low.wrapping_add(1 + (at >> 8) as u8) } else { low };
         at += 1;
     }
     bytes
@@ -37,48 +38,71 @@ pub fn unpack(stored: &[u8]) -> Result<Vec<u8>, String> {
     zstd::bulk::decompress(stored, WINDOW_BYTES_MAX).map_err(|e| format!("a window: {e}"))
 }
 
-/// The window with zeros for all bytes that nothing behind it refers to. `bits` and `behind` are
-/// where decoding starts, as in [`Inflate::resume`]: the first of those bytes has the bits. Where
-/// `behind` ends before the last reference may come, the whole window is kept.
-///
-/// References are followed without understanding them: what is behind is decoded three times with
-/// windows that say where each of their bytes is. Its low half, its high half, and that one
-/// inverted: where the last two decodings differ a byte came of the window.
-pub fn sparse(window: &[u8], bits: u8, behind: &[u8]) -> Vec<u8> {
-    let decoded = |tracer: &[u8; WINDOW_BYTES_MAX]| {
-        tracer.get(..window.len()).and_then(|tracer| decode_reach(tracer, bits, behind))
-    };
-    let [low, high, inverted] = [&LOW, &HIGH, &INVERTED].map(decoded);
-    let (Some(low), Some(high), Some(inverted)) = (low, high, inverted) else {
-        return window.to_vec();
-    };
-    let mut kept = vec![0; window.len()];
-    for ((low, high), inverted) in low.iter().zip(&high).zip(&inverted) {
-        if high != inverted {
-            let at = usize::from(*high) << 8 | usize::from(*low);
-            // Both are of the same place of the window, which is inside.
-            if let (Some(kept), Some(byte)) = (kept.get_mut(at), window.get(at)) {
-                *kept = *byte;
+/// Finds out which bytes of windows are referred to, keeping the memory that this takes.
+#[derive(Default)]
+pub struct Tracer(Option<Tracing>);
+
+struct Tracing {
+    inflate: Inflate,
+    low: Box<[u8; WINDOW_BYTES_MAX]>,
+    high: Box<[u8; WINDOW_BYTES_MAX]>,
+}
+
+impl Tracer {
+    /// The window with zeros for all bytes that nothing behind it refers to. `bits` and `behind` are
+    /// where decoding starts, as in [`Inflate::resume`]: the first of those bytes has the bits. Where
+    /// `behind` ends before the last reference may come, the whole window is kept.
+    ///
+    /// References are followed without understanding them: what is behind is decoded twice, with
+    /// windows that say where each of their bytes is. Where the two differ a byte came of the window.
+    pub fn sparse(&mut self, mut window: Vec<u8>, bits: u8, behind: &[u8]) -> Vec<u8> {
+        let Some((low, high)) = self.decode(window.len(), bits, behind) else { return window };
+        let mut is_kept = [false; WINDOW_BYTES_MAX];
+        for (low, high) in low.iter().zip(high) {
+            let more = high.wrapping_sub(*low);
+            if more > 0 {
+                let at = usize::from(more - 1) << 8 | usize::from(*low);
+                // Both are of the same place of the window, which is inside.
+                if let Some(is_kept) = is_kept.get_mut(at) {
+                    *is_kept = true;
+                }
             }
         }
+        for (byte, is_kept) in window.iter_mut().zip(is_kept) {
+            *byte = if is_kept { *byte } else { 0 };
+        }
+        window
     }
-    kept
+
+    fn decode(&mut self, window: usize, bits: u8, behind: &[u8]) -> Option<(&[u8], &[u8])> {
+        if self.0.is_none() {
+            let empty = || Box::new([0; WINDOW_BYTES_MAX]);
+            self.0 = Some(Tracing { inflate: Inflate::new().ok()?, low: empty(), high: empty() });
+        }
+        let Tracing { inflate, low, high } = self.0.as_mut()?;
+        let lows = decode_reach(inflate, LOW.get(..window)?, bits, behind, &mut low[..])?;
+        let highs = decode_reach(inflate, HIGH.get(..window)?, bits, behind, &mut high[..])?;
+        Some((&low[..lows], &high[..highs]))
+    }
 }
 
 /// Decodes as far as a window reaches, or to the end of the stream; `None` if `behind` ends first.
-fn decode_reach(window: &[u8], bits: u8, behind: &[u8]) -> Option<Vec<u8>> {
+fn decode_reach(
+    inflate: &mut Inflate,
+    window: &[u8],
+    bits: u8,
+    behind: &[u8],
+    output: &mut [u8],
+) -> Option<usize> {
     let (byte, rest) = match (bits, behind.split_first()) {
         (0, _) => (0, behind),
         (_, Some((byte, rest))) => (*byte, rest),
         (_, None) => return None,
     };
-    let mut inflate = Inflate::new().ok()?;
     inflate.resume(bits, byte, window).ok()?;
-    let mut output = vec![0; WINDOW_BYTES_MAX];
-    let ran = inflate.run(rest, &mut output, false).ok()?;
+    let ran = inflate.run(rest, output, false).ok()?;
     let is_whole = ran.at == At::End || ran.produced == output.len();
-    output.truncate(ran.produced);
-    is_whole.then_some(output)
+    is_whole.then_some(ran.produced)
 }
 
 #[cfg(test)]
@@ -129,12 +153,22 @@ mod tests {
         let within = start.within.expect("between two blocks");
         let (at, behind) = (start.tar as usize, &blob[start.blob as usize..]);
         assert_eq!(within.window, content[at - WINDOW_BYTES_MAX..at]);
-        let sparse = sparse(&within.window, within.bits, behind);
+        let mut tracer = Tracer::default();
+        let sparse = tracer.sparse(within.window.clone(), within.bits, behind);
         assert!(sparse != within.window, "much of it is not referred to");
-        let decoded = decode_reach(&sparse, within.bits, behind).unwrap();
-        assert_eq!(decoded, content[at..at + WINDOW_BYTES_MAX]);
-        let zeros = decode_reach(&vec![0; WINDOW_BYTES_MAX], within.bits, behind);
-        assert_ne!(zeros, Some(decoded), "something is referred to");
+        let decoded = |window: &[u8]| {
+            let mut output = vec![0; WINDOW_BYTES_MAX];
+            let mut inflate = Inflate::new().unwrap();
+            decode_reach(&mut inflate, window, within.bits, behind, &mut output).unwrap();
+            output
+        };
+        assert_eq!(decoded(&sparse), content[at..at + WINDOW_BYTES_MAX]);
+        // Each byte that is kept is one that matters.
+        for at in (0..WINDOW_BYTES_MAX).filter(|at| sparse[*at] != 0).step_by(97) {
+            let mut without = sparse.clone();
+            without[at] = 0;
+            assert_ne!(decoded(&without), decoded(&sparse), "{at}");
+        }
     }
 
     #[test]
@@ -142,10 +176,14 @@ mod tests {
         let (blob, start) = started(&content());
         let within = start.within.expect("between two blocks");
         let behind = &blob[start.blob as usize..];
-        let kept = |bytes: &[u8]| sparse(&within.window, within.bits, bytes) == within.window;
+        let mut tracer = Tracer::default();
+        let mut kept = |bytes: &[u8]| {
+            tracer.sparse(within.window.clone(), within.bits, bytes) == within.window
+        };
         assert!(kept(&behind[..100]) && kept(&[]));
         assert!(kept(&[0xff; 50_000]), "not a deflate stream");
         let end = [&[0x03, 0x00][..], &[0; 100]].concat();
-        assert!(sparse(&within.window, 0, &end).iter().all(|b| *b == 0), "an empty last block");
+        let sparse = Tracer::default().sparse(within.window.clone(), 0, &end);
+        assert!(sparse.iter().all(|b| *b == 0), "an empty last block");
     }
 }
