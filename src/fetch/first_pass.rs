@@ -8,7 +8,7 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -30,10 +30,13 @@ use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
 
 /// One read of the blob's file: large enough to amortise the call, small enough to overlap.
-const READ_BYTES: u64 = 256 << 10;
+const READ_BYTES: u64 = 128 << 10;
 
-/// Decoded pieces waiting for the hashing thread; they are at most some hundred KiB each.
-const QUEUED_PIECES: usize = 8;
+/// Decoded bytes after which a batch is passed on, with what was read of the blob or without.
+const BATCH_BYTES: usize = 512 << 10;
+
+/// Batches that wait for the hashing thread. One more each is being filled and hashed.
+const QUEUED_BATCHES: usize = 2;
 
 /// Stored bytes that are decoded at a time as long as what comes out is held in memory.
 const UNDECIDED_BYTES: usize = 4 << 10;
@@ -98,7 +101,8 @@ fn scan_arrival(
     keep: Keep,
 ) -> Result<Pass> {
     let named = |e: Error| e.context(format!("layer {}", layer.blob.digest));
-    let (pieces, queue) = sync_channel(QUEUED_PIECES);
+    let (batches, queue) = sync_channel(QUEUED_BATCHES);
+    let (hashed, used) = channel();
     let stored_bytes = layer.blob.size;
     let cache = store.cache();
     let fresh = match keep {
@@ -115,9 +119,9 @@ fn scan_arrival(
     let hasher = layer.diff_id.hasher();
     let hashing = std::thread::Builder::new()
         .name("diffid".to_owned())
-        .spawn(move || hash_and_write(files, hasher, &queue))
+        .spawn(move || hash_and_write(files, hasher, &queue, &hashed))
         .map_err(|e| Error::local("cannot start a thread", &e))?;
-    let mut sink = Sink::new(pieces, keep);
+    let mut sink = Sink::new(batches, used, keep);
     let scanned = scan(handle, store, arrival, &mut sink);
     // The scan may have failed because the bytes are wrong: then that is the better message.
     let proved = handle.block_on(arrival.wait(Until::Proved, store.deadline()));
@@ -200,40 +204,47 @@ fn scan(
     })
 }
 
-/// What the hashing thread is given, each kind in order.
-enum Piece {
-    /// Bytes of the uncompressed layer; whether they are worth a file.
-    Decoded { bytes: Bytes, write: bool },
-    /// Bytes of the blob, and the starts in them.
-    Blob { bytes: Bytes, starts: Vec<Start> },
+/// What the hashing thread is given, each kind of bytes in order.
+#[derive(Default)]
+struct Batch {
+    /// Of the uncompressed layer.
+    decoded: Vec<u8>,
+    /// Whether those are worth a file.
+    write: bool,
+    /// Of the blob, and the starts in them.
+    blob: Bytes,
+    starts: Vec<Start>,
 }
 
-/// Passes decoded pieces on, and finds out whether they are worth a file: if the first
+/// Passes batches on, and finds out whether what is decoded is worth a file: if the first
 /// [`SPAN_DECODED_BYTES_MAX`] bytes hold a seek point, the layer can seek, and they are not.
 struct Sink {
-    pieces: SyncSender<Piece>,
-    undecided: Vec<Bytes>,
+    batches: SyncSender<Batch>,
+    /// Memory of batches that were hashed.
+    used: Receiver<Vec<u8>>,
+    filling: Batch,
+    undecided: Vec<Batch>,
     undecided_bytes: u64,
     write: Option<bool>,
 }
 
 impl Sink {
-    fn new(pieces: SyncSender<Piece>, keep: Keep) -> Self {
+    fn new(batches: SyncSender<Batch>, used: Receiver<Vec<u8>>, keep: Keep) -> Self {
         let write = (keep == Keep::Decoded).then_some(true);
-        Sink { pieces, undecided: Vec::new(), undecided_bytes: 0, write }
+        let (filling, undecided) = (Batch::default(), Vec::new());
+        Sink { batches, used, filling, undecided, undecided_bytes: 0, write }
     }
 
     fn take(&mut self, piece: &[u8]) {
-        let bytes = Bytes::copy_from_slice(piece);
-        match self.write {
-            Some(write) => self.send(bytes, write),
-            None => {
-                self.undecided_bytes += bytes.len() as u64;
-                self.undecided.push(bytes);
-                if self.undecided_bytes > UNDECIDED_DECODED_BYTES_MAX {
-                    self.settle(true);
-                }
+        self.filling.decoded.extend_from_slice(piece);
+        if self.write.is_none() {
+            self.undecided_bytes += piece.len() as u64;
+            if self.undecided_bytes > UNDECIDED_DECODED_BYTES_MAX {
+                self.settle(true);
             }
+        }
+        if self.filling.decoded.len() >= BATCH_BYTES {
+            self.pass_on();
         }
     }
 
@@ -250,23 +261,34 @@ impl Sink {
 
     fn settle(&mut self, write: bool) {
         self.write = Some(write);
-        for bytes in std::mem::take(&mut self.undecided) {
-            self.send(bytes, write);
+        for batch in std::mem::take(&mut self.undecided) {
+            self.send(batch, write);
         }
     }
 
-    fn take_blob(&self, bytes: Bytes, starts: Vec<Start>) {
-        let _ = self.pieces.send(Piece::Blob { bytes, starts });
+    fn take_blob(&mut self, bytes: Bytes, starts: Vec<Start>) {
+        (self.filling.blob, self.filling.starts) = (bytes, starts);
+        self.pass_on();
+    }
+
+    fn pass_on(&mut self) {
+        let batch = std::mem::take(&mut self.filling);
+        match self.write {
+            Some(write) => self.send(batch, write),
+            None => self.undecided.push(batch),
+        }
+        self.filling.decoded = self.used.try_recv().unwrap_or_default();
     }
 
     /// A hashing thread that is gone has an error to tell; nothing more can be done here.
-    fn send(&self, bytes: Bytes, write: bool) {
-        let _ = self.pieces.send(Piece::Decoded { bytes, write });
+    fn send(&self, batch: Batch, write: bool) {
+        let _ = self.batches.send(Batch { write, ..batch });
     }
 }
 
 impl Drop for Sink {
     fn drop(&mut self) {
+        self.pass_on();
         if self.write.is_none() {
             self.settle(false);
         }
@@ -310,16 +332,19 @@ struct Hashed {
     fresh: Option<fresh::Writing>,
 }
 
-fn hash_and_write(mut files: Files, mut hasher: Hasher, queue: &Receiver<Piece>) -> Hashed {
+fn hash_and_write(
+    mut files: Files,
+    mut hasher: Hasher,
+    queue: &Receiver<Batch>,
+    used: &Sender<Vec<u8>>,
+) -> Hashed {
     let mut spans = SpanBuilder::default();
-    for piece in queue {
-        match piece {
-            Piece::Decoded { bytes, write } => {
-                hasher.update(&bytes);
-                files.write(&bytes, write);
-            }
-            Piece::Blob { bytes, starts } => spans.push(&bytes, starts),
-        }
+    for Batch { mut decoded, write, blob, starts } in queue {
+        files.write(&decoded, write);
+        spans.push_along(&blob, starts, &mut hasher, &decoded);
+        decoded.clear();
+        // Nobody wants it any more at the end.
+        let _ = used.send(decoded);
     }
     let Files { decoded, fresh, .. } = files;
     let decoded = decoded.and_then(|w| Some((w.file?, w.summing.finish(), w.allowance)));

@@ -38,13 +38,20 @@ struct Open {
     head: Vec<u8>,
 }
 
+/// Bytes of something else that are hashed along: see [`Hasher::update_with`].
+struct Along<'a> {
+    hasher: &'a mut Hasher,
+    bytes: &'a [u8],
+}
+
 impl Open {
     fn new(start: Start) -> Self {
         Open { start, hasher: Hasher::sha256(), head: Vec::new() }
     }
 
-    fn update(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
+    fn update(&mut self, bytes: &[u8], along: &mut Along<'_>) {
+        let now = along.bytes.split_off(..bytes.len().min(along.bytes.len()));
+        self.hasher.update_with(bytes, along.hasher, now.unwrap_or_default());
         if self.start.within.is_some() {
             let room = HEAD_BYTES.saturating_sub(self.head.len());
             self.head.extend_from_slice(&bytes[..room.min(bytes.len())]);
@@ -68,6 +75,18 @@ impl SpanBuilder {
 
     /// The next bytes of the blob, and the starts (ascending) that decoding them has told.
     pub fn push(&mut self, bytes: &[u8], starts: Vec<Start>) {
+        self.push_along(bytes, starts, &mut Hasher::sha256(), &[]);
+    }
+
+    /// The same; and `others` to `hasher`, which costs less than doing so apart.
+    pub fn push_along(
+        &mut self,
+        bytes: &[u8],
+        starts: Vec<Start>,
+        hasher: &mut Hasher,
+        others: &[u8],
+    ) {
+        let mut along = Along { hasher, bytes: others };
         let mut done = 0;
         // The first one is told when the codec is known: some bytes later.
         for start in starts.into_iter().filter(|start| start.blob > 0) {
@@ -79,22 +98,23 @@ impl SpanBuilder {
             let is_shared = start.within.as_ref().is_some_and(|within| within.bits > 0);
             let end = start.blob + u64::from(is_shared);
             let until = (end.saturating_sub(self.at) as usize).clamp(done, bytes.len());
-            self.update(&bytes[done..until]);
+            self.update(&bytes[done..until], &mut along);
             done = until;
             let mut next = Open::new(start);
             if let (true, Some(byte)) = (is_shared, self.last_byte) {
-                next.update(&[byte]);
+                next.update(&[byte], &mut along);
             }
             let tar = next.start.tar;
             let ended = std::mem::replace(&mut self.open, next);
             self.close(ended, self.at + done as u64, tar);
         }
-        self.update(&bytes[done..]);
+        self.update(&bytes[done..], &mut along);
+        along.hasher.update(along.bytes);
         self.at += bytes.len() as u64;
     }
 
-    fn update(&mut self, bytes: &[u8]) {
-        self.open.update(bytes);
+    fn update(&mut self, bytes: &[u8], along: &mut Along<'_>) {
+        self.open.update(bytes, along);
         self.last_byte = bytes.last().copied().or(self.last_byte);
     }
 
