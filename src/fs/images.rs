@@ -95,10 +95,11 @@ async fn layout_tree(store: &Store, image: &Image) -> Result<Tree> {
     Ok(view::layout_view(&image.documents(store).await)?)
 }
 
-/// Opens every layer (each digest once), as many at a time as there are cores: inflating is what
-/// takes the time.
+/// Opens every layer (each digest once), twice as many at a time as there are cores: inflating is
+/// what takes the time, and the last one alone would leave cores idle.
 async fn open_layers(store: &Arc<Store>, layers: &[Layer]) -> Result<HashMap<Digest, Opened>> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(PASSES_MAX);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let passes = (2 * cores).min(PASSES_MAX);
     let unique: HashMap<Digest, &Layer> = layers.iter().map(|l| (l.blob.digest, l)).collect();
     let mut ordered: Vec<&Layer> = unique.into_values().collect();
     // The largest first: it bounds the whole.
@@ -108,7 +109,7 @@ async fn open_layers(store: &Arc<Store>, layers: &[Layer]) -> Result<HashMap<Dig
             let digest = layer.blob.digest;
             open_layer(store, layer).await.map(|opened| (digest, opened))
         })
-        .buffer_unordered(cores);
+        .buffer_unordered(passes);
     let (mut all, mut bytes) = (HashMap::new(), 0_u64);
     while let Some((digest, opened)) = opening.try_next().await? {
         bytes = bytes.saturating_add(opened.index.metadata_bytes());
