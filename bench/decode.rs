@@ -30,7 +30,7 @@ type Result<T> = std::result::Result<T, Box<dyn StdError>>;
 type Step<'a> = (&'static str, Box<dyn Fn() -> Result<()> + 'a>);
 
 /// As a first pass reads.
-const READ_BYTES: usize = 256 << 10;
+const READ_BYTES: usize = 128 << 10;
 
 /// Places that are read at random in each round.
 const PLACES: u64 = 200;
@@ -97,16 +97,20 @@ fn with_points(blob: &[u8]) -> Result<()> {
 fn index_of(blob: &[u8]) -> Result<LayerIndex> {
     let (mut whole, mut diff_id) = (Hasher::sha256(), Hasher::sha256());
     let (mut scanner, mut spans) = (Scanner::new(), SpanBuilder::default());
-    let mut sink = |bytes: &[u8]| {
-        diff_id.update(bytes);
-        Ok::<(), Error>(())
-    };
+    let mut decoded = Vec::new();
     for piece in blob.chunks(READ_BYTES) {
         whole.update(piece);
-        scanner.push(piece, &mut sink)?;
-        spans.push(piece, scanner.take_starts());
+        decoded.clear();
+        scanner.push(piece, &mut |bytes| {
+            decoded.extend_from_slice(bytes);
+            Ok::<(), Error>(())
+        })?;
+        spans.push_along(piece, scanner.take_starts(), &mut diff_id, &decoded);
     }
-    let scanned = scanner.finish(&mut sink)?;
+    let scanned = scanner.finish(&mut |bytes| {
+        diff_id.update(bytes);
+        Ok::<(), Error>(())
+    })?;
     black_box(whole.finish());
     Ok(scanned.into_index(diff_id.finish(), spans))
 }
