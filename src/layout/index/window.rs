@@ -5,8 +5,8 @@
 
 use crate::layout::codec::inflate::{At, Inflate, WINDOW_BYTES_MAX};
 
-/// Windows are packed once, on a thread that waits for the inflater, and kept for ever.
-const ZSTD_LEVEL: i32 = 6;
+/// Of what is left of a window higher levels save 4 % more, for a third of what seek points cost.
+const ZSTD_LEVEL: i32 = 3;
 
 /// Windows whose bytes say where they are: the low half of that, and the high half by how much
 /// more than the low one it says, which is never nothing.
