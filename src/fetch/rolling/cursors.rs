@@ -1,6 +1,6 @@
 //! Who decodes a layer from where, and who waits for what they pass.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -26,6 +26,9 @@ struct State {
     runs: u64,
     /// By the piece that is waited for.
     waiting: BTreeMap<u64, Waiting>,
+    /// Pieces that were waited for in vain, by readers who have not asked again: another one may pass
+    /// them before they do.
+    late: BTreeSet<u64>,
 }
 
 struct Waiting {
@@ -52,6 +55,7 @@ impl Cursors {
     /// What a reader of `piece` does. At most one asks for a piece at a time.
     pub fn next(self: &Arc<Self>, piece: u64) -> Next {
         let mut state = self.lock();
+        state.late.remove(&piece);
         let idle = state.idle.iter().map(|cursor| cursor.piece).enumerate();
         let idle = idle.filter(|(_, at)| *at <= piece).max_by_key(|(_, at)| *at);
         let running = state.running.iter().map(|(run, at)| (*run, *at));
@@ -103,14 +107,16 @@ impl State {
 }
 
 impl Run {
-    /// It has decoded `piece`, whose bytes are `whole`. Whether somebody has waited for it.
+    /// It has decoded `piece`, whose bytes are `whole`. Whether somebody waits for it, or is going to
+    /// look for it in memory.
     pub fn pass(&self, piece: u64, whole: &Proved) -> bool {
         let mut state = self.cursors.lock();
         if let Some(at) = state.running.get_mut(&self.number) {
             *at = piece + 1;
         }
-        let waiting = state.waiting.remove(&piece);
-        waiting.is_some_and(|waiting| waiting.sender.send(Ok(whole.clone())).is_ok())
+        let (waiting, is_late) = (state.waiting.remove(&piece), state.late.remove(&piece));
+        let is_sent = waiting.is_some_and(|w| w.sender.send(Ok(whole.clone())).is_ok());
+        is_sent || is_late
     }
 
     /// Others may go on from where it has come to.
@@ -134,7 +140,37 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         let mut state = self.cursors.lock();
-        state.running.remove(&self.number);
-        state.waiting.retain(|_, waiting| waiting.run != self.number);
+        let State { running, waiting, late, .. } = &mut *state;
+        running.remove(&self.number);
+        late.extend(waiting.extract_if(.., |_, w| w.run == self.number).map(|(piece, _)| piece));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(cursors: &Arc<Cursors>, piece: u64) -> Run {
+        match cursors.next(piece) {
+            Next::Decode(run, None) => run,
+            _ => panic!("nobody is there yet"),
+        }
+    }
+
+    #[test]
+    fn who_asks_again_finds_what_another_has_passed_meanwhile() {
+        let cursors = Arc::new(Cursors::default());
+        let first = decode(&cursors, 6);
+        let waiting = [7, 9].map(|piece| match cursors.next(piece) {
+            Next::Wait(passed) => passed,
+            Next::Decode(..) => panic!("it is about to be passed"),
+        });
+        drop(first);
+        assert!(waiting.into_iter().all(|mut passed| passed.try_recv().is_err()));
+        // The one that is further on comes first.
+        let second = decode(&cursors, 9);
+        let passed = [6, 7, 8].map(|piece| second.pass(piece, &Proved::default()));
+        assert_eq!(passed, [false, true, false]);
+        assert!(!second.pass(7, &Proved::default()), "it was told once");
     }
 }
