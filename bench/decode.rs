@@ -30,7 +30,7 @@ type Result<T> = std::result::Result<T, Box<dyn StdError>>;
 type Step<'a> = (&'static str, Box<dyn Fn() -> Result<()> + 'a>);
 
 /// As a first pass reads.
-const READ_BYTES: usize = 128 << 10;
+const READ_BYTES: usize = 64 << 10;
 
 /// Places that are read at random in each round.
 const PLACES: u64 = 200;

@@ -32,8 +32,8 @@ const STREAM_REQUEST_BYTES: u64 = 4 << 20;
 /// Requests of one stream at once. With [`STREAM_REQUEST_BYTES`] this bounds its memory: 12 MiB.
 const STREAM_REQUESTS_IN_FLIGHT: usize = 3;
 
-/// Pieces (16 to 256 KiB each) between the network and the hashing thread.
-const QUEUED_PIECES: usize = 32;
+/// Pieces (mostly 300 KiB each) between the network and the hashing thread.
+const QUEUED_PIECES: usize = 8;
 
 /// One read of a local blob while it is hashed.
 const HASH_READ_BYTES: u64 = 1 << 20;

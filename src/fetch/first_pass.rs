@@ -29,11 +29,15 @@ use crate::layout::index::{LayerIndex, SPAN_DECODED_BYTES_MAX, is_seekable};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
 
-/// One read of the blob's file: large enough to amortise the call, small enough to overlap.
-const READ_BYTES: u64 = 128 << 10;
+/// One read of the blob's file: what it decodes to mostly fits a batch.
+const READ_BYTES: u64 = 64 << 10;
 
-/// Decoded bytes after which a batch is passed on, with what was read of the blob or without.
-const BATCH_BYTES: usize = 512 << 10;
+/// Decoded bytes after which a batch is passed on, with what was read of the blob or without. Five
+/// of a layer at most are somewhere, and keep their memory until its pass has ended.
+const BATCH_BYTES: usize = 192 << 10;
+
+/// Memory for a batch: one piece more than that, which is 128 KiB at most.
+const BATCH_MEMORY_BYTES: usize = BATCH_BYTES + (128 << 10);
 
 /// Batches that wait for the hashing thread. One more each is being filled and hashed.
 const QUEUED_BATCHES: usize = 2;
@@ -231,7 +235,8 @@ struct Sink {
 impl Sink {
     fn new(batches: SyncSender<Batch>, used: Receiver<Vec<u8>>, keep: Keep) -> Self {
         let write = (keep == Keep::Decoded).then_some(true);
-        let (filling, undecided) = (Batch::default(), Vec::new());
+        let decoded = Vec::with_capacity(BATCH_MEMORY_BYTES);
+        let (filling, undecided) = (Batch { decoded, ..Batch::default() }, Vec::new());
         Sink { batches, used, filling, undecided, undecided_bytes: 0, write }
     }
 
@@ -272,12 +277,16 @@ impl Sink {
     }
 
     fn pass_on(&mut self) {
-        let batch = std::mem::take(&mut self.filling);
+        let mut batch = std::mem::take(&mut self.filling);
         match self.write {
             Some(write) => self.send(batch, write),
-            None => self.undecided.push(batch),
+            None => {
+                batch.decoded.shrink_to_fit();
+                self.undecided.push(batch);
+            }
         }
-        self.filling.decoded = self.used.try_recv().unwrap_or_default();
+        let used = self.used.try_recv();
+        self.filling.decoded = used.unwrap_or_else(|_| Vec::with_capacity(BATCH_MEMORY_BYTES));
     }
 
     /// A hashing thread that is gone has an error to tell; nothing more can be done here.
