@@ -19,6 +19,7 @@ use crate::support::image::{Image, ImageBuilder};
 use crate::support::layer::{Compression, LayerBuilder, generated};
 use crate::support::mount::{Mount, Room};
 use crate::support::registry::{Registry, Request};
+use crate::support::until::until;
 
 const KILLS: u64 = 100;
 
@@ -259,12 +260,4 @@ fn a_mount_whose_starter_is_killed_does_not_go_on_for_nobody() {
     registry.clear_faults();
     let mount = room.mount(&layout, &[]);
     assert_right(&mount, "afterwards");
-}
-
-fn until(what: &str, is_true: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !is_true() {
-        assert!(started.elapsed() < Duration::from_secs(30), "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

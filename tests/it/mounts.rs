@@ -13,6 +13,7 @@ use crate::support::image::{Image, ImageBuilder};
 use crate::support::layer::{Compression, LayerBuilder};
 use crate::support::mount::{Mount, Room, mountpoints};
 use crate::support::registry::Registry;
+use crate::support::until::until;
 
 fn setting() -> (Registry, Image, Arc<Room>, String) {
     let (registry, room) = (Registry::start(), Room::new());
@@ -34,15 +35,6 @@ fn pid(mount: &Mount) -> i64 {
 fn signal(pid: i64, signal: &str) {
     let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
     assert!(sent.expect("kill runs").success());
-}
-
-/// Waits for what must become true soon; a machine under load may take long.
-fn until(what: &str, is_true: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !is_true() {
-        assert!(started.elapsed() < Duration::from_secs(30), "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn is_mounted(path: &Path) -> bool {

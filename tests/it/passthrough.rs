@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -15,6 +15,7 @@ use crate::support::layer::{Compression, LayerBuilder, generated};
 use crate::support::modes;
 use crate::support::mount::{LIMIT, Mount, Room, run};
 use crate::support::registry::Registry;
+use crate::support::until::until;
 
 const LAYOUT: [&str; 2] = ["--view", "layout"];
 
@@ -72,15 +73,6 @@ fn read_all(file: &File, image: &Image) {
     let mut bytes = vec![0; image.layers[0].blob.len()];
     file.read_exact_at(&mut bytes, 0).expect("read");
     assert!(bytes == image.layers[0].blob, "other bytes");
-}
-
-/// Closed files are told in the background.
-fn until(what: &str, mut is_true: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_true() {
-        assert!(started.elapsed() < Duration::from_secs(30), "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Opens and reads the blob until that is passed through: those who closed it before may not be

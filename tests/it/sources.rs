@@ -21,6 +21,7 @@ use crate::support::image::{Image, ImageBuilder};
 use crate::support::layer::{Compression, LayerBuilder, generated};
 use crate::support::mount::{Mount, Room};
 use crate::support::registry::Registry;
+use crate::support::until::until;
 
 /// More than is decoded for one read: a layer of one gzip member is then read whole.
 const FILE_BYTES: usize = 9 << 20;
@@ -80,14 +81,6 @@ fn status(mount: &Mount) -> Value {
     let path = mount.path().display().to_string();
     let json = mount.room().layoutfs(&["status", "--json", &path]);
     serde_json::from_str(&json).expect("status prints JSON")
-}
-
-fn until(what: &str, mut is_true: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !is_true() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use layoutfs::fetch::cache::Cache;
 use layoutfs::fetch::layer::LayerReader;
@@ -29,6 +29,7 @@ use crate::support::layer::{Compression, LayerBuilder, generated};
 use crate::support::listing::Listing;
 use crate::support::mount::{Mount, Room};
 use crate::support::registry::Registry;
+use crate::support::until::until;
 
 const BIG_BYTES: usize = 12 << 20;
 
@@ -97,15 +98,6 @@ pub fn status(mount: &Mount) -> Value {
     let path = mount.path().display().to_string();
     let json = mount.room().layoutfs(&["status", "--json", &path]);
     serde_json::from_str(&json).expect("status prints JSON")
-}
-
-/// Waits for what must become true soon; a machine under load may take long.
-fn until(what: &str, is_true: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !is_true() {
-        assert!(started.elapsed() < Duration::from_secs(50), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// The status of a prefetch that is over.

@@ -15,5 +15,6 @@ pub mod mount;
 pub mod referrers;
 pub mod registry;
 pub mod tokens;
+pub mod until;
 pub mod uploads;
 pub mod wire;
