@@ -1,6 +1,5 @@
 //! What a first pass has decoded is read without decoding it again, as long as it is there.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,12 +10,12 @@ use layoutfs::fetch::local::Local;
 use layoutfs::fetch::proved::Filling;
 use layoutfs::fetch::store::{Config, Store};
 use layoutfs::fetch::{Error, ErrorKind};
+use layoutfs::layout::Digest;
 use layoutfs::layout::range::ByteRange;
 use layoutfs::layout::tree::Layer;
-use layoutfs::layout::{Blob, Digest};
 
 use crate::source_suite::patient;
-use crate::support::layer::{Compression, LayerBuilder, generated};
+use crate::support::layer::{self, Compression, LayerBuilder, generated};
 
 fn store(layout: &Path, cache: &Path, limit: Option<u64>, keeps_fresh: bool) -> Arc<Store> {
     Arc::new(Store::new(Config {
@@ -35,18 +34,10 @@ fn store(layout: &Path, cache: &Path, limit: Option<u64>, keeps_fresh: bool) -> 
 fn layer(layout: &Path, compression: Compression, file_bytes: usize) -> (Layer, Vec<u8>) {
     let tar = LayerBuilder::new().file("big", 0o644, generated("x", file_bytes)).tar();
     let blob = compression.compress(&tar);
-    let digest = Digest::sha256_of(&blob);
+    let layer = layer::named(&blob, Digest::sha256_of(&tar));
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).expect("folders");
-    let hex = digest.to_string().replace("sha256:", "");
-    std::fs::write(blobs.join(hex), &blob).expect("written");
-    let layer = Layer {
-        blob: Blob { digest, size: blob.len() as u64 },
-        diff_id: Digest::sha256_of(&tar),
-        media_type: String::new(),
-        annotations: BTreeMap::new(),
-        soci_index: None,
-    };
+    std::fs::write(blobs.join(layer.blob.digest.hex()), &blob).expect("written");
     (layer, tar)
 }
 

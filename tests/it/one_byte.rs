@@ -3,7 +3,6 @@
 //! That is where a position that is off by one, a header that is taken for whole, or a piece that
 //! is taken for the rest would show. Decoders and parsers have the same in tests of their own.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -16,12 +15,11 @@ use layoutfs::fetch::layer::LayerReader;
 use layoutfs::fetch::store::{Config, Store};
 use layoutfs::fetch::{Body, BoxFuture, Chunks, Deadline, Error, ErrorKind, Result, Source};
 use layoutfs::layout::range::ByteRange;
-use layoutfs::layout::tree::Layer;
 use layoutfs::layout::{Blob, Digest};
 
 use crate::source_suite::patient;
 use crate::support::image::ImageBuilder;
-use crate::support::layer::{Compression, LayerBuilder, generated};
+use crate::support::layer::{self, Compression, LayerBuilder, generated};
 use crate::support::mount::Room;
 use crate::support::registry::Registry;
 
@@ -89,13 +87,7 @@ async fn layers_that_come_and_are_read_byte_by_byte_are_what_they_are() {
     for compression in ALL {
         let tar = tar();
         let blob = compression.compress(&tar);
-        let layer = Layer {
-            blob: Blob { digest: Digest::sha256_of(&blob), size: blob.len() as u64 },
-            diff_id: Digest::sha256_of(&tar),
-            media_type: String::new(),
-            annotations: BTreeMap::new(),
-            soci_index: None,
-        };
+        let layer = layer::named(&blob, Digest::sha256_of(&tar));
         let cache = tempfile::tempdir().unwrap();
         let first = store(&blob, cache.path());
         let pass = first_pass::run(&first, &layer, Keep::WhatHelps).await.unwrap();

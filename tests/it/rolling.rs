@@ -1,7 +1,6 @@
 //! A layer that cannot seek and finds no place on disk: how often it is decoded from its start by
 //! readers of several pieces.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,11 +14,10 @@ use layoutfs::fetch::layer::LayerReader;
 use layoutfs::fetch::store::{Config, Store};
 use layoutfs::fetch::{Body, BoxFuture, Deadline, Error, ErrorKind, Result, Source};
 use layoutfs::layout::range::ByteRange;
-use layoutfs::layout::tree::Layer;
 use layoutfs::layout::{Blob, Digest};
 use tokio::sync::Semaphore;
 
-use crate::support::layer::{Compression, LayerBuilder, generated};
+use crate::support::layer::{self, Compression, LayerBuilder, generated};
 
 /// What is decoded at a time.
 const PIECE: u64 = 1 << 20;
@@ -85,14 +83,7 @@ async fn setting(cache: &Path) -> Setting {
     let len = ((PIECES - 1) * PIECE) as usize;
     let tar = LayerBuilder::new().file("big", 0o644, generated("rolling", len)).tar();
     let blob: Bytes = Compression::Zstd.compress(&tar).into();
-    let digest = Digest::sha256_of(&blob);
-    let layer = Layer {
-        blob: Blob { digest, size: blob.len() as u64 },
-        diff_id: Digest::sha256_of(&tar),
-        media_type: String::new(),
-        annotations: BTreeMap::new(),
-        soci_index: None,
-    };
+    let layer = layer::named(&blob, Digest::sha256_of(&tar));
     let source = Arc::new(Gated {
         blob,
         gate: Mutex::new(Arc::new(Semaphore::new(1))),

@@ -1,7 +1,6 @@
 //! The same through a layer's reader, whose source counts: with readers at the same time, with and
 //! without reading ahead, over two lives of the cache.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -13,12 +12,12 @@ use layoutfs::fetch::cache::Cache;
 use layoutfs::fetch::layer::LayerReader;
 use layoutfs::fetch::store::{Config, Store};
 use layoutfs::fetch::{Body, BoxFuture, Deadline, Error, ErrorKind, Result, Source};
+use layoutfs::layout::Blob;
 use layoutfs::layout::range::{ByteRange, RangeSet};
-use layoutfs::layout::tree::Layer;
-use layoutfs::layout::{Blob, Digest};
 use proptest::prelude::*;
 
 use super::sample::{Read, Sample, any_read, any_sample};
+use crate::support::layer;
 use crate::writers::once;
 
 /// Serves one blob from memory, after some turns of the others, and counts.
@@ -81,14 +80,7 @@ fn reader_with(
         keeps_fresh: true,
         own_indexes_only: false,
     });
-    let digest = Digest::sha256_of(&sample.blob);
-    let layer = Layer {
-        blob: Blob { digest, size: sample.blob.len() as u64 },
-        diff_id: sample.index.diff_id,
-        media_type: String::new(),
-        annotations: BTreeMap::new(),
-        soci_index: None,
-    };
+    let layer = layer::named(&sample.blob, sample.index.diff_id);
     Arc::new(LayerReader::new(Arc::new(store), layer, &sample.index, None).expect("a reader"))
 }
 

@@ -1,8 +1,11 @@
 //! Layers for tests: tar members exactly as told, right or wrong, and their compression.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use bytes::Bytes;
+use layoutfs::layout::tree::Layer;
+use layoutfs::layout::{Blob, Digest};
 
 /// One tar member: what its header says, and its content.
 #[derive(Debug, Clone)]
@@ -396,4 +399,15 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 3).expect("memory is writable")
+}
+
+/// The layer that is stored as `blob`, as an image with no more to say of it names it.
+pub fn named(blob: &[u8], diff_id: Digest) -> Layer {
+    Layer {
+        blob: Blob { digest: Digest::sha256_of(blob), size: blob.len() as u64 },
+        diff_id,
+        media_type: String::new(),
+        annotations: BTreeMap::new(),
+        soci_index: None,
+    }
 }
