@@ -12,6 +12,7 @@ use std::ops::{Deref, Range};
 use bytes::{Bytes, BytesMut};
 
 use super::error::Result;
+use crate::layout::index::Parts;
 use crate::layout::range::ByteRange;
 use crate::layout::tree::ContentRef;
 use crate::layout::{Digest, codec};
@@ -29,6 +30,15 @@ impl Proved {
     pub fn check(digest: &Digest, bytes: Bytes) -> Result<Self> {
         digest.verify(&bytes)?;
         Ok(Proved(bytes))
+    }
+
+    /// Checks `stored`, the parts `numbers` of a span's bytes, against their digests.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DigestMismatch`](super::ErrorKind::DigestMismatch) naming both digests of one.
+    pub fn check_parts(parts: &Parts, numbers: Range<usize>, stored: Bytes) -> Result<Self> {
+        parts.verify(numbers, &stored)?;
+        Ok(Proved(stored))
     }
 
     /// Takes the caller's word: the bytes are of a file that it has checked, and that nobody wrote

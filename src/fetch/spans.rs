@@ -85,7 +85,7 @@ mod tests {
     use super::*;
     use crate::fetch::proved::bytes_if_begun;
     use crate::layout::Digest;
-    use crate::layout::index::{Codec, Proof, Span};
+    use crate::layout::index::{Codec, Parts, Proof, Span};
     use crate::layout::range::ByteRange;
 
     #[test]
@@ -117,9 +117,9 @@ mod tests {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(&content).expect("memory is writable");
         let stored = encoder.finish().expect("memory is writable");
-        let Digest::Sha256(sha256) = Digest::sha256_of(&stored) else { panic!("another one") };
+        let proof = Proof::Stored(Parts::of(&stored));
         let (blob, tar) = (ByteRange::new(0, stored.len() as u64), ByteRange::new(0, 1000));
-        let span = Span { blob, tar, skip: 0, codec: Codec::Gzip, proof: Proof::Stored(sha256) };
+        let span = Span { blob, tar, skip: 0, codec: Codec::Gzip, proof };
         let begun = || Opened::open(&span, &[], 10, stored.clone().into()).expect("right");
         let bytes = bytes_if_begun(&span);
         let spans = Spans::new(2 * bytes);

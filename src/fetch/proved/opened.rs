@@ -42,9 +42,10 @@ impl Opened {
     /// [`ErrorKind::Invalid`]: they are, and cannot be decoded, or not to as many bytes as the span
     /// says.
     pub fn open(span: &Span, window: &[u8], upto: u64, stored: Bytes) -> Result<Self> {
-        match span.proof {
-            Proof::Stored(sha256) => {
-                let stored = Proved::check(&Digest::Sha256(sha256), stored)?;
+        match &span.proof {
+            Proof::Stored(parts) => {
+                let all = 0..parts.digests().len();
+                let stored = Proved::check_parts(parts, all, stored)?;
                 let decoder = SpanDecoder::new(span, window, &stored)?;
                 let mut begun = Begun { stored, decoder, len: span.tar.len() };
                 begun
@@ -61,7 +62,7 @@ impl Opened {
                 let decoded = decoded.map_err(|e| {
                     Error::new(ErrorKind::DigestMismatch, format!("wrong bytes: {e}"))
                 })?;
-                Proved::check(&Digest::Sha256(sha256), decoded.into()).map(Opened::Whole)
+                Proved::check(&Digest::Sha256(*sha256), decoded.into()).map(Opened::Whole)
             }
         }
     }
@@ -131,6 +132,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+    use crate::layout::index::Parts;
     use crate::layout::range::ByteRange;
 
     const LEN: u64 = 100_000;
@@ -144,10 +146,10 @@ mod tests {
             true => encoder.finish().expect("memory is writable"),
             false => zstd::bulk::compress(&content, 1).expect("memory is writable"),
         };
-        let Digest::Sha256(sha256) = Digest::sha256_of(&stored) else { panic!("another one") };
+        let proof = Proof::Stored(Parts::of(&stored));
         let (blob, tar) = (ByteRange::new(0, stored.len() as u64), ByteRange::new(0, LEN));
         let codec = if is_gzip { Codec::Gzip } else { Codec::Zstd };
-        let span = Span { blob, tar, skip: 0, codec, proof: Proof::Stored(sha256) };
+        let span = Span { blob, tar, skip: 0, codec, proof };
         (content, stored, span)
     }
 

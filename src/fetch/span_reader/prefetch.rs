@@ -12,7 +12,6 @@ use super::{SpanReader, blocking};
 use crate::fetch::error::Result;
 use crate::fetch::flight::Turn;
 use crate::fetch::proved::Proved;
-use crate::layout::Digest;
 use crate::layout::index::Proof;
 use crate::layout::range::ByteRange;
 
@@ -162,9 +161,10 @@ impl SpanReader {
     /// is the proof.
     pub(super) fn keep_proved(&self, i: usize, stored: Bytes) -> Result<()> {
         let span = &self.index.spans[i];
-        match span.proof {
-            Proof::Stored(sha256) => {
-                let stored = Proved::check(&Digest::Sha256(sha256), stored)?;
+        match &span.proof {
+            Proof::Stored(parts) => {
+                let all = 0..parts.digests().len();
+                let stored = Proved::check_parts(parts, all, stored)?;
                 self.keep(span.blob, &stored);
             }
             Proof::Decoded(_) => {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Codec, LayerIndex, Point, SPAN_DECODED_BYTES_MAX, Span};
+use super::{Codec, LayerIndex, Point, Proof, SPAN_DECODED_BYTES_MAX, Span};
 use crate::layout::entry::{Attributes, Chunk, Entry, EntryKind};
 use crate::layout::pax::{XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use crate::layout::range::ByteRange;
@@ -43,6 +43,12 @@ fn check_spans(index: &LayerIndex) -> Result<(), String> {
             ));
         }
         check_codec(span, &mut window_end).map_err(|e| format!("a span of blob {blob}: {e}"))?;
+        if let Proof::Stored(parts) = &span.proof
+            && !parts.fit(blob.len())
+        {
+            let count = parts.digests().len();
+            return Err(format!("a span of blob {blob}: {count} digests of its parts"));
+        }
         (blob_start, tar_end) = (blob.start, tar.end);
     }
     if tar_end != index.tar_size {

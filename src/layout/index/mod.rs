@@ -4,12 +4,14 @@
 
 mod check;
 pub mod landmark;
+mod parts;
 pub mod saved;
 pub mod scan;
 pub mod spans;
 pub mod window;
 
 pub use check::check;
+pub use parts::{PART_BYTES, Parts};
 
 use super::digest::Digest;
 use super::entry::Entry;
@@ -68,11 +70,11 @@ pub struct Span {
     pub proof: Proof,
 }
 
-/// A digest that a span is held against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Digests that a span is held against.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
-    /// sha256 of the span's bytes of the blob.
-    Stored([u8; 32]),
+    /// Of the span's bytes of the blob.
+    Stored(Parts),
     /// sha256 of the bytes that it decodes to, without those that are passed over.
     Decoded([u8; 32]),
 }

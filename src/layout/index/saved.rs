@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic 8 | version u32 | diffID algorithm u32 | diffID 64 | tar size u64 | origin u64
-//! counts: entries, chunks, attributes, xattrs, spans, heap bytes: u64 each
+//! counts: entries, chunks, attributes, xattrs, spans, digests, heap bytes: u64 each
 //! bytes of the tables u64 | bytes of the windows u64
 //! tables, one zstd frame: the records of each in this order, heap | windows | sha256 of all before
 //! ```
@@ -33,7 +33,7 @@ use records::{Cursor, Tables, TablesRef, read_span, write_span};
 
 /// The version that this program writes, and the only one that it reads: an index is quickly built
 /// again.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 const MAGIC: &[u8; 8] = b"LAYOUTIX";
 const CHECKSUM_BYTES: usize = 32;
@@ -70,13 +70,17 @@ fn encode_at(index: &LayerIndex, level: i32) -> Result<Vec<u8>> {
         tables.add_entry(entry)?;
     }
     let mut spans = Vec::with_capacity(index.spans.len() * records::SPAN_BYTES);
-    index.spans.iter().for_each(|span| write_span(&mut spans, span));
+    let mut digests = Vec::new();
+    for span in &index.spans {
+        write_span(&mut spans, &mut digests, span)?;
+    }
     let counts = [
         tables.entries.len() / records::ENTRY_BYTES,
         tables.chunks.len() / records::CHUNK_BYTES,
         tables.attributes.len() / records::ATTRIBUTES_BYTES,
         tables.xattrs.len() / records::XATTR_BYTES,
         index.spans.len(),
+        digests.len(),
         tables.heap.len(),
     ];
     let (algorithm, digest): (u32, &[u8]) = match &index.diff_id {
@@ -85,9 +89,10 @@ fn encode_at(index: &LayerIndex, level: i32) -> Result<Vec<u8>> {
     };
     let mut padded_digest = [0; 64];
     padded_digest[..digest.len()].copy_from_slice(digest);
-    let plain =
-        [&tables.entries, &tables.chunks, &tables.attributes, &tables.xattrs, &spans, &tables.heap];
-    let plain: Vec<u8> = plain.iter().flat_map(|section| section.iter()).copied().collect();
+    let Tables { entries, chunks, attributes, xattrs, heap, .. } = &tables;
+    let plain: [&[u8]; 7] =
+        [entries, chunks, attributes, xattrs, &spans, digests.as_flattened(), heap];
+    let plain = plain.concat();
     let packed = zstd::bulk::compress(&plain, level)
         .map_err(|e| Error::SavedIndex(format!("its tables cannot be compressed: {e}")))?;
     let origin = ORIGINS.iter().position(|origin| *origin == index.origin).unwrap_or_default();
@@ -149,11 +154,11 @@ fn read(mut cursor: Cursor<'_>) -> std::result::Result<LayerIndex, String> {
     let (tar_size, origin) = (cursor.u64()?, cursor.u64()?);
     let origin = usize::try_from(origin).ok().and_then(|origin| ORIGINS.get(origin).copied());
     let origin = origin.ok_or("made by something unknown")?;
-    let mut counts = [0; 8];
+    let mut counts = [0; 9];
     for count in &mut counts {
         *count = cursor.u64()?;
     }
-    let [entries, chunks, attributes, xattrs, spans, heap_bytes, packed, windows] = counts;
+    let [entries, chunks, attributes, xattrs, spans, digests, heap_bytes, packed, windows] = counts;
     let packed = cursor.section(packed, 1)?;
     let windows = cursor.section(windows, 1)?.to_vec();
     if !cursor.0.is_empty() {
@@ -169,13 +174,12 @@ fn read(mut cursor: Cursor<'_>) -> std::result::Result<LayerIndex, String> {
         heap: &[],
     };
     let spans = cursor.section(spans, records::SPAN_BYTES)?;
+    let digests = cursor.section(digests, records::DIGEST_BYTES)?;
     let tables = TablesRef { heap: cursor.section(heap_bytes, 1)?, ..tables };
     if !cursor.0.is_empty() {
         return Err("bytes behind its last table".into());
     }
-    let spans: std::result::Result<Vec<Span>, String> =
-        spans.chunks_exact(records::SPAN_BYTES).map(|r| read_span(Cursor(r))).collect();
-    let (entries, spans) = (read_entries(entries, &tables)?, spans?);
+    let (entries, spans) = (read_entries(entries, &tables)?, read_spans(spans, digests)?);
     Ok(LayerIndex { origin, artifact: None, diff_id, tar_size, entries, spans, windows })
 }
 
@@ -211,6 +215,19 @@ fn read_entries(section: &[u8], tables: &TablesRef<'_>) -> std::result::Result<V
         return Err("chunks that belong to no entry".into());
     }
     Ok(entries)
+}
+
+/// Each span takes its digests where the one before it ended: no small file can name the same ones
+/// without end.
+fn read_spans(section: &[u8], digests: &[u8]) -> std::result::Result<Vec<Span>, String> {
+    let (mut digests, _) = digests.as_chunks();
+    let records = section.chunks_exact(records::SPAN_BYTES);
+    let spans = records.map(|record| read_span(Cursor(record), &mut digests));
+    let spans = spans.collect::<std::result::Result<_, String>>()?;
+    if !digests.is_empty() {
+        return Err("digests that belong to no span".into());
+    }
+    Ok(spans)
 }
 
 /// Whether a file is one chunk that follows its header, as nearly all are: it needs no chunk

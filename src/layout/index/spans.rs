@@ -1,9 +1,10 @@
-//! Cuts a blob into spans while it passes: a digest for each, and a window where one is needed.
+//! Cuts a blob into spans while it passes: digests for each, and a window where one is needed.
 
+use super::parts::PartsHasher;
 use super::window::{self, Tracer};
 use super::{Codec, Point, Proof, Span};
 use crate::layout::codec::{Start, Within};
-use crate::layout::digest::{Digest, Hasher};
+use crate::layout::digest::Hasher;
 use crate::layout::range::ByteRange;
 
 /// What is kept of the beginning of a span to find out what it refers to. As many bytes decode to
@@ -34,7 +35,7 @@ pub struct SpanBuilder {
 /// A span whose end has not come by.
 struct Open {
     start: Start,
-    hasher: Hasher,
+    hasher: PartsHasher,
     head: Vec<u8>,
 }
 
@@ -46,7 +47,7 @@ struct Along<'a> {
 
 impl Open {
     fn new(start: Start) -> Self {
-        Open { start, hasher: Hasher::sha256(), head: Vec::new() }
+        Open { start, hasher: PartsHasher::default(), head: Vec::new() }
     }
 
     fn update(&mut self, bytes: &[u8], along: &mut Along<'_>) {
@@ -121,7 +122,6 @@ impl SpanBuilder {
     fn close(&mut self, ended: Open, blob_end: u64, tar_end: u64) {
         let Open { start, hasher, head } = ended;
         let tar = ByteRange::new(start.tar, tar_end);
-        let Digest::Sha256(sha256) = hasher.finish() else { return };
         if tar.is_empty() {
             return;
         }
@@ -135,7 +135,8 @@ impl SpanBuilder {
             }
         };
         let blob = ByteRange::new(start.blob, blob_end);
-        self.spans.push(Span { blob, tar, skip: 0, codec, proof: Proof::Stored(sha256) });
+        let proof = Proof::Stored(hasher.finish());
+        self.spans.push(Span { blob, tar, skip: 0, codec, proof });
     }
 
     /// The spans of the blob, which has ended and was of this codec, and their windows.

@@ -5,7 +5,7 @@ use super::*;
 use crate::layout::digest::Digest;
 use crate::layout::entry::{Entry, EntryKind};
 use crate::layout::error::Error;
-use crate::layout::index::{Codec, LayerIndex, Proof};
+use crate::layout::index::{self, Codec, LayerIndex, Proof};
 use crate::layout::range::ByteRange;
 
 const BLOB_BYTES: u64 = 1000;
@@ -178,8 +178,7 @@ fn spans_are_where_the_checkpoints_are_and_the_first_needs_no_window() {
     assert_eq!(point.bits, 3);
     assert_eq!(index.window(first), Ok(vec![]));
     assert_eq!(index.window(second), Ok(vec![7; WINDOW_BYTES]));
-    let Digest::Sha256(sha256) = Digest::sha256_of(&[1]) else { panic!() };
-    assert_eq!(second.proof, Proof::Stored(sha256));
+    assert_eq!(second.proof, Proof::Stored(index::Parts::of(&[1])));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::super::{Codec, Point, Proof, Span};
+use super::super::{Codec, Parts, Point, Proof, Span};
 use super::is_contiguous;
 use crate::layout::entry::{Attributes, Chunk, Entry, EntryKind, Time};
 use crate::layout::error::Error;
@@ -23,8 +23,10 @@ pub(super) const ATTRIBUTES_BYTES: usize = 32;
 /// name at u32 | name length u32 | value at u32 | value length u32
 pub(super) const XATTR_BYTES: usize = 16;
 /// blob start, end, tar start, end, skip, window start, end: u64 each
-/// | codec, bits, proof, 0: a byte each | 0 u32 | sha256
-pub(super) const SPAN_BYTES: usize = 96;
+/// | codec, bits, proof, 0: a byte each | count of digests u32
+pub(super) const SPAN_BYTES: usize = 64;
+/// sha256
+pub(super) const DIGEST_BYTES: usize = 32;
 
 /// What fits below the kind.
 const COUNT_MAX: usize = (1 << 24) - 1;
@@ -158,7 +160,12 @@ fn put32<const N: usize>(bytes: &mut Vec<u8>, numbers: [u32; N]) {
     numbers.iter().for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
 }
 
-pub(super) fn write_span(bytes: &mut Vec<u8>, span: &Span) {
+/// Its digests go behind those of the spans before it.
+pub(super) fn write_span(
+    bytes: &mut Vec<u8>,
+    all: &mut Vec<[u8; DIGEST_BYTES]>,
+    span: &Span,
+) -> Result<(), Error> {
     let Span { blob, tar, skip, codec, proof } = span;
     let (codec, bits, window) = match codec {
         Codec::Stored => (STORED, 0, ByteRange::new(0, 0)),
@@ -166,20 +173,27 @@ pub(super) fn write_span(bytes: &mut Vec<u8>, span: &Span) {
         Codec::Zstd => (ZSTD, 0, ByteRange::new(0, 0)),
         Codec::Deflate(Point { bits, window }) => (DEFLATE, *bits, *window),
     };
-    let (proof, sha256) = match proof {
-        Proof::Stored(sha256) => (PROOF_STORED, sha256),
-        Proof::Decoded(sha256) => (PROOF_DECODED, sha256),
+    let (proof, digests) = match proof {
+        Proof::Stored(parts) => (PROOF_STORED, parts.digests()),
+        Proof::Decoded(sha256) => (PROOF_DECODED, std::slice::from_ref(sha256)),
     };
     put(bytes, [blob.start, blob.end, tar.start, tar.end, *skip, window.start, window.end]);
-    bytes.extend_from_slice(&[codec, bits, proof, 0, 0, 0, 0, 0]);
-    bytes.extend_from_slice(sha256);
+    bytes.extend_from_slice(&[codec, bits, proof, 0]);
+    put32(bytes, [fits("digests of one span", digests.len(), u32::MAX as usize)?]);
+    all.extend_from_slice(digests);
+    Ok(())
 }
 
-pub(super) fn read_span(mut record: Cursor<'_>) -> Result<Span, String> {
+/// A span, whose digests are the next ones: `digests` goes on behind them.
+pub(super) fn read_span(
+    mut record: Cursor<'_>,
+    digests: &mut &[[u8; DIGEST_BYTES]],
+) -> Result<Span, String> {
     let (blob, tar) = (record.range()?, record.range()?);
     let (skip, window) = (record.u64()?, record.range()?);
-    let [codec, bits, proof, zeros @ ..] = record.array::<8>()?;
-    let sha256 = record.array()?;
+    let [codec, bits, proof, zero] = record.array()?;
+    let count = record.u32()? as usize;
+    let own = digests.split_off(..count).ok_or("digests outside of their table")?;
     let codec = match codec {
         STORED => Codec::Stored,
         GZIP => Codec::Gzip,
@@ -188,13 +202,13 @@ pub(super) fn read_span(mut record: Cursor<'_>) -> Result<Span, String> {
         codec => return Err(format!("a span of unknown codec {codec}")),
     };
     let is_point = matches!(codec, Codec::Deflate(_));
-    if zeros != [0; 5] || !is_point && (bits != 0 || window != ByteRange::new(0, 0)) {
+    if zero != 0 || !is_point && (bits != 0 || window != ByteRange::new(0, 0)) {
         return Err("a span with more than belongs to it".to_owned());
     }
-    let proof = match proof {
-        PROOF_STORED => Proof::Stored(sha256),
-        PROOF_DECODED => Proof::Decoded(sha256),
-        proof => return Err(format!("a span with unknown proof {proof}")),
+    let proof = match (proof, own) {
+        (PROOF_STORED, own) => Proof::Stored(Parts::new(own.iter().copied())),
+        (PROOF_DECODED, [sha256]) => Proof::Decoded(*sha256),
+        (proof, _) => return Err(format!("a span with {count} digests as proof {proof}")),
     };
     Ok(Span { blob, tar, skip, codec, proof })
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::SPAN_DECODED_BYTES_MAX;
 use super::*;
 use crate::layout::entry::{Attributes, Chunk, Time};
-use crate::layout::index::{Codec, Point, Proof};
+use crate::layout::index::{Codec, PART_BYTES, Parts, Point, Proof};
 use crate::layout::range::ByteRange;
 
 const TAR_SIZE: u64 = 100_000;
@@ -25,8 +25,8 @@ fn small() -> LayerIndex {
     let sparse =
         vec![chunk(0, ByteRange::new(2048, 2050)), chunk(1 << 40, ByteRange::new(2050, 2060))];
     let plain = vec![chunk(0, ByteRange::new(1536, 1546))];
-    let proof = Proof::Stored([7; 32]);
-    let span = |blob, tar, codec| Span { blob, tar, skip: 0, codec, proof };
+    let proof = Proof::Stored(Parts::one([7; 32]));
+    let span = |blob, tar, codec| Span { blob, tar, skip: 0, codec, proof: proof.clone() };
     let point =
         |bits, start, end| Codec::Deflate(Point { bits, window: ByteRange::new(start, end) });
     LayerIndex {
@@ -49,12 +49,19 @@ fn small() -> LayerIndex {
             span(ByteRange::new(0, 500), ByteRange::new(0, 1000), Codec::Gzip),
             span(ByteRange::new(499, 510), ByteRange::new(1000, 2000), point(3, 0, 2)),
             span(ByteRange::new(510, 511), ByteRange::new(2000, 3000), point(0, 2, 2)),
-            span(ByteRange::new(510, 600), ByteRange::new(3000, TAR_SIZE - 1), point(7, 2, 5)),
+            Span {
+                proof: Proof::Stored(Parts::new([[1; 32], [2; 32], [3; 32]])),
+                ..span(
+                    ByteRange::new(510, 511 + 2 * PART_BYTES),
+                    ByteRange::new(3000, TAR_SIZE - 1),
+                    point(7, 2, 5),
+                )
+            },
             Span {
                 skip: 99,
                 proof: Proof::Decoded([9; 32]),
                 ..span(
-                    ByteRange::new(600, 601),
+                    ByteRange::new(800_000, 800_001),
                     ByteRange::new(TAR_SIZE - 1, TAR_SIZE),
                     Codec::Zstd,
                 )
@@ -101,8 +108,8 @@ fn every_truncation_and_every_flip_is_refused() {
 #[test]
 fn another_version_is_named() {
     let mut bytes = encode(&small()).unwrap();
-    bytes[8] = 1;
-    let expected = "saved index: written by another version: 1, this is 2";
+    bytes[8] = 2;
+    let expected = "saved index: written by another version: 2, this is 3";
     assert_eq!(decode(&bytes).map_err(|e| e.to_string()), Err(expected.into()));
 }
 
@@ -122,7 +129,7 @@ fn with_tables(bytes: &[u8], change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// Where the size of the tables stands, and where they begin.
-const PACKED_AT: usize = 8 + 4 + 4 + 64 + 8 + 8 + 6 * 8;
+const PACKED_AT: usize = 8 + 4 + 4 + 64 + 8 + 8 + 7 * 8;
 const TABLES_AT: usize = PACKED_AT + 16;
 
 #[test]
@@ -154,10 +161,35 @@ fn what_a_stranger_sealed_is_valid_or_refused() {
     assert!(decode(&with_tables(&bytes, |plain| plain.truncate(100))).is_err());
 }
 
+/// Where the records of the spans of [`small`] end in its tables, and their digests begin.
+fn digests_at(index: &LayerIndex) -> usize {
+    let entries = index.entries.len() * records::ENTRY_BYTES + 2 * records::CHUNK_BYTES;
+    let attributes = records::ATTRIBUTES_BYTES + 2 * records::XATTR_BYTES;
+    entries + attributes + index.spans.len() * records::SPAN_BYTES
+}
+
+#[test]
+fn digests_are_those_of_their_span_and_no_more() {
+    let index = small();
+    let (bytes, digests) = (encode(&index).unwrap(), digests_at(&index));
+    let count_of = |span: usize| digests - (index.spans.len() - span) * records::SPAN_BYTES + 60;
+    with_tables(&bytes, |plain| {
+        assert_eq!(plain[digests..][..32], [7; 32]);
+        assert_eq!(plain[count_of(3)..][..4], [3, 0, 0, 0]);
+    });
+    let told = |change: &dyn Fn(&mut Vec<u8>)| {
+        decode(&with_tables(&bytes, change)).map_err(|e| e.to_string())
+    };
+    let told = |span, count| told(&|plain| plain[count_of(span)] = count).expect_err("refused");
+    assert!(told(3, 5).contains("digests outside of their table"), "{}", told(3, 5));
+    assert!(told(4, 0).contains("a span with 0 digests as proof 1"), "{}", told(4, 0));
+    assert!(told(3, 2).contains("digests"), "{}", told(3, 2));
+}
+
 type Break = fn(&mut LayerIndex);
 
 /// Rules, broken one at a time; and the reason that is told.
-const BREAKS: [(Break, &str); 17] = [
+const BREAKS: [(Break, &str); 20] = [
     (|index| index.tar_size += 1, "its spans end at 100000, the tar at 100001"),
     (|index| index.spans[1].tar.start -= 1, "cannot follow blob 0 and tar 1000"),
     (|index| index.spans[2].blob.start = 498, "cannot follow blob 499 and tar 2000"),
@@ -165,6 +197,12 @@ const BREAKS: [(Break, &str); 17] = [
     (|index| index.spans[0].codec = Codec::Stored, ": stored, and tar "),
     (|index| index.spans[4].skip = SPAN_DECODED_BYTES_MAX + 1, ": it passes over 8388609 bytes"),
     (|index| index.windows.push(0), "windows of 5 bytes, not 6"),
+    (|index| index.spans[3].blob.end -= 1, ": 3 digests of its parts"),
+    (
+        |index| index.spans[3].proof = Proof::Stored(Parts::new([[1; 32]; 2])),
+        ": 2 digests of its parts",
+    ),
+    (|index| index.spans[0].proof = Proof::Stored(Parts::new([])), ": 0 digests of its parts"),
     (|index| index.spans[3].codec = index.spans[2].codec, "windows of 2 bytes, not 5"),
     (
         |index| {
