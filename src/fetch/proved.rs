@@ -16,7 +16,7 @@ use crate::layout::index::Parts;
 use crate::layout::range::ByteRange;
 use crate::layout::tree::ContentRef;
 use crate::layout::{Digest, codec};
-pub use opened::{Opened, bytes_if_begun};
+pub use opened::{Opened, Read, bytes_if_begun};
 
 /// Bytes that are what a checked digest says, or were made of such bytes alone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -344,7 +344,7 @@ impl SpanReader {
     }
 
     fn open_and_keep(&self, i: usize, stored: Bytes) -> Result<Proved> {
-        let decoded = self.open(i, stored.clone())?;
+        let decoded = self.open(i, &stored)?;
         self.keep(self.index.spans[i].blob, &stored);
         Ok(decoded)
     }

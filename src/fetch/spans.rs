@@ -42,10 +42,7 @@ impl Spans {
 
     /// The decoded span, if it is kept whole. Counts as a use.
     pub fn get(&self, key: &SpanKey) -> Option<Proved> {
-        match self.kept().spans.get(key)? {
-            Opened::Whole(whole) => Some(whole.clone()),
-            Opened::Begun(_) => None,
-        }
+        self.kept().spans.get(key)?.whole().cloned()
     }
 
     /// Takes out what is kept of the span: whoever goes on decoding it puts it back.
@@ -117,11 +114,14 @@ mod tests {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(&content).expect("memory is writable");
         let stored = encoder.finish().expect("memory is writable");
-        let proof = Proof::Stored(Parts::of(&stored));
         let (blob, tar) = (ByteRange::new(0, stored.len() as u64), ByteRange::new(0, 1000));
+        let proof = Proof::Stored(Parts::of(&stored));
         let span = Span { blob, tar, skip: 0, codec: Codec::Gzip, proof };
-        let begun = || Opened::open(&span, &[], 10, stored.clone().into()).expect("right");
-        let bytes = bytes_if_begun(&span);
+        let mut read = |_| Ok(Some(stored.clone().into()));
+        let mut begun =
+            || Opened::open(&span, &[], 10, &mut read).expect("right").expect("it is here");
+        let bytes = begun().memory_bytes();
+        assert!(bytes > 1000 && bytes <= bytes_if_begun(&span));
         let spans = Spans::new(2 * bytes);
         assert!(spans.may_keep(bytes) && !spans.may_keep(2 * bytes + 1));
         (0..3).for_each(|i| spans.put((0, i), begun()));
@@ -132,8 +132,8 @@ mod tests {
         let taken = spans.take(&(0, 1)).expect("it is kept");
         assert!(spans.take(&(0, 1)).is_none());
         assert_eq!(spans.kept().bytes, bytes);
-        let whole = taken.whole().expect("it goes on");
-        spans.put((0, 1), Opened::Whole(whole));
+        let whole = taken.reach(1000, &mut |_| panic!("it has all")).expect("it goes on");
+        spans.put((0, 1), whole.expect("all of it is here"));
         assert_eq!(spans.get(&(0, 1)).as_deref(), Some(&content[..]));
         assert_eq!(spans.kept().bytes, bytes + 1000);
         let one = Spans::new(bytes - 1);

@@ -9,42 +9,69 @@ use super::{SpanReader, Wanted};
 use crate::fetch::arrival::hash_file;
 use crate::fetch::cache::read_exact_at;
 use crate::fetch::error::{Error, ErrorKind, Result};
-use crate::fetch::proved::{Opened, Proved, bytes_if_begun};
+use crate::fetch::proved::{Opened, Proved, Read, bytes_if_begun};
 use crate::layout::index::Span;
+use crate::layout::range::ByteRange;
+
+/// Where the bytes of a span are.
+enum Place {
+    /// In the whole blob, which may be the cache's.
+    Whole {
+        file: File,
+        is_cached: bool,
+    },
+    /// In the cache's part of the blob.
+    Part(File),
+    Nowhere,
+}
 
 impl SpanReader {
-    /// What span `i` has of `wanted`, decoded on this thread, if the span is begun or its bytes of the
-    /// blob are here and right. It is the caller's turn.
+    /// What span `i` has of `wanted`, decoded on this thread, if its bytes of the blob are here, as far
+    /// as it takes them, and right. It is the caller's turn.
     ///
     /// # Errors
     /// The index is wrong, or there is local trouble.
     pub(super) fn local_part(&self, i: usize, wanted: Wanted) -> Result<Option<Proved>> {
         let (span, key) = (&self.index.spans[i], (self.number, i));
         let within = self.within(i, wanted.tar);
-        let may_begin = !wanted.is_whole && self.store.spans.may_keep(bytes_if_begun(span));
-        let opened = match self.store.spans.take(&key) {
-            // Whoever comes back to a span mostly reads on: it is not begun a second time.
-            Some(begun) => {
-                let whole = begun.whole().map_err(|e| self.named(span, e));
-                Some(Opened::Whole(whole?))
-            }
-            None => self.local_span(i, if may_begin { within.end as u64 } else { u64::MAX })?,
-        };
-        let Some(opened) = opened else { return Ok(None) };
+        let begun = self.store.spans.take(&key);
+        // Whoever comes back to a span mostly reads on: it is not begun a second time.
+        let may_begin = begun.is_none() && !wanted.is_whole;
+        let may_begin = may_begin && self.store.spans.may_keep(bytes_if_begun(span));
+        let upto = if may_begin { within.end as u64 } else { u64::MAX };
+        let Some(opened) = self.local_span(i, begun, upto)? else { return Ok(None) };
         let part = opened.part(within);
         self.store.spans.put(key, opened);
         Ok(part)
     }
 
     /// What span `i` decodes to, whose bytes of the blob are `stored`.
-    pub(super) fn open(&self, i: usize, stored: Bytes) -> Result<Proved> {
-        self.open_upto(i, u64::MAX, stored)?.whole()
+    pub(super) fn open(&self, i: usize, stored: &Bytes) -> Result<Proved> {
+        let mut read = |range: ByteRange| {
+            let range = range.start as usize..(range.end as usize).min(stored.len());
+            Ok(Some(stored.slice(range.start.min(range.end)..range.end)))
+        };
+        let opened = self.reach(i, None, u64::MAX, &mut read)?;
+        let whole = opened.as_ref().and_then(Opened::whole).cloned();
+        whole.ok_or_else(|| Error::new(ErrorKind::Invalid, "a span that ends early"))
     }
 
-    fn open_upto(&self, i: usize, upto: u64, stored: Bytes) -> Result<Opened> {
+    /// Span `i`, decoded as far as `upto`: the one that was begun, or from its start.
+    fn reach(
+        &self,
+        i: usize,
+        begun: Option<Opened>,
+        upto: u64,
+        read: &mut Read<'_>,
+    ) -> Result<Option<Opened>> {
         let span = &self.index.spans[i];
-        let window = self.index.window(span).map_err(|e| Error::new(ErrorKind::Invalid, e));
-        let opened = window.and_then(|window| Opened::open(span, &window, upto, stored));
+        let opened = match begun {
+            Some(begun) => begun.reach(upto, read),
+            None => {
+                let window = self.index.window(span).map_err(|e| Error::new(ErrorKind::Invalid, e));
+                window.and_then(|window| Opened::open(span, &window, upto, read))
+            }
+        };
         opened.map_err(|e| self.named(span, e))
     }
 
@@ -88,41 +115,63 @@ impl SpanReader {
         Error::new(ErrorKind::Invalid, message)
     }
 
-    /// The span from a local file, decoded as far as `upto`, if it is there and right. Wrong or
-    /// unreadable bytes are named in the log, and fetched.
-    fn local_span(&self, i: usize, upto: u64) -> Result<Option<Opened>> {
+    /// The span, decoded as far as `upto`, of bytes of a local file that are not in memory, if they
+    /// are there and right. Wrong or unreadable bytes are named in the log, and fetched.
+    fn local_span(&self, i: usize, begun: Option<Opened>, upto: u64) -> Result<Option<Opened>> {
         let span = &self.index.spans[i];
-        let blob = &self.layer.blob;
-        let opened = self.store.open_local(blob)?;
-        let is_cached = matches!(opened, Some((_, true)));
-        let local = match &opened {
-            Some((file, _)) => read_exact_at(file, span.blob).map(Some),
-            None => self.resident_in(span).map(|file| read_exact_at(&file?, span.blob)).transpose(),
+        let mut place = None;
+        let mut read = |range: ByteRange| {
+            let place = match &mut place {
+                Some(place) => place,
+                none => none.insert(self.place_of(span)?),
+            };
+            let (Place::Whole { file, .. } | Place::Part(file)) = place else { return Ok(None) };
+            let range = ByteRange::at(span.blob.start + range.start, range.len());
+            read_exact_at(file, range).map(|bytes| Some(bytes.into()))
         };
-        let checked = local.and_then(|bytes| match bytes {
-            Some(bytes) => self.open_upto(i, upto, bytes.into()).map(Some),
-            None => Ok(None),
-        });
-        match checked {
+        match self.reach(i, begun, upto, &mut read) {
             Err(error) if error.kind == ErrorKind::Invalid => Err(error),
-            Err(error) if opened.is_some_and(|(file, _)| self.is_index_wrong(&file)) => {
-                Err(self.refuted(&error))
+            Err(error) => match place {
+                Some(Place::Whole { file, .. }) if self.is_index_wrong(&file) => {
+                    Err(self.refuted(&error))
+                }
+                Some(place) => {
+                    tracing::warn!(%error, "local bytes are damaged, fetching them again");
+                    self.give_up(span, &place);
+                    Ok(None)
+                }
+                None => Err(error),
+            },
+            right => right,
+        }
+    }
+
+    /// What is in `place` of the span is not used again.
+    fn give_up(&self, span: &Span, place: &Place) {
+        let (blob, cache) = (&self.layer.blob, self.store.cache());
+        match place {
+            Place::Whole { is_cached: true, .. } => {
+                let demoted = cache.demote_blob(blob, span.blob);
+                let part = demoted.and_then(|()| cache.open_part(blob).map(Some));
+                *self.part.lock().unwrap_or_else(PoisonError::into_inner) = cache.found(part);
             }
-            Err(error) => {
-                tracing::warn!(%error, "local bytes are damaged, fetching them again");
-                if is_cached {
-                    let cache = self.store.cache();
-                    let demoted = cache.demote_blob(blob, span.blob);
-                    let part = demoted.and_then(|()| cache.open_part(blob).map(Some));
-                    *self.part.lock().unwrap_or_else(PoisonError::into_inner) = cache.found(part);
-                } else if let Some(part) =
-                    &mut *self.part.lock().unwrap_or_else(PoisonError::into_inner)
-                {
+            _ => {
+                let mut part = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(part) = &mut *part {
                     part.resident.remove(span.blob);
                 }
-                Ok(None)
             }
-            right => right,
+        }
+    }
+
+    fn place_of(&self, span: &Span) -> Result<Place> {
+        match self.store.open_local(&self.layer.blob)? {
+            Some((file, is_cached)) => Ok(Place::Whole { file, is_cached }),
+            None => {
+                let found = self.resident_in(span).transpose();
+                let file = found.inspect_err(|error| tracing::warn!(%error, "fetching it again"));
+                Ok(file.ok().flatten().map_or(Place::Nowhere, Place::Part))
+            }
         }
     }
 

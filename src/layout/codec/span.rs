@@ -16,9 +16,11 @@ const SPAN_RESERVE_BYTES_MAX: u64 = 16 << 20;
 /// [`Error::Codec`] when it does not decode, or to fewer bytes than it should. Positions are
 /// relative to the span.
 pub fn decode_span(span: &Span, window: &[u8], bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut decoder = SpanDecoder::new(span, window, bytes)?;
-    decoder.reach(bytes, span.tar.len())?;
-    Ok(decoder.into_decoded())
+    let mut decoder = SpanDecoder::new(span, window, bytes.first().copied())?;
+    match decoder.reach(&bytes[decoder.used().min(bytes.len())..], span.tar.len())? {
+        true => Ok(decoder.into_decoded()),
+        false => Err(decoder.too_short()),
+    }
 }
 
 /// A span, decoded from its start up to some place.
@@ -37,21 +39,21 @@ pub struct SpanDecoder {
 }
 
 impl SpanDecoder {
-    /// A decoder that stands at the start of `span`, whose bytes of the blob are `stored`; `window` as
-    /// for [`decode_span`].
+    /// A decoder that stands at the start of `span`, whose first byte of the blob is `first`; `window`
+    /// as for [`decode_span`]. It may have [used](SpanDecoder::used) that byte already.
     ///
     /// # Errors
     /// [`Error::Codec`]: there is no such start.
-    pub fn new(span: &Span, window: &[u8], stored: &[u8]) -> Result<Self> {
+    pub fn new(span: &Span, window: &[u8], first: Option<u8>) -> Result<Self> {
         let wanted = span.tar.len();
         let (stream, at) = match span.codec {
             Codec::Stored => (Stream::Stored, 0),
             Codec::Gzip => (Stream::Gzip(GzipStream::new()?), 0),
             Codec::Zstd => (Stream::Zstd(ZstdStream::new()?), 0),
             Codec::Deflate(point) => {
-                let (byte, at) = match (point.bits, stored.first()) {
+                let (byte, at) = match (point.bits, first) {
                     (0, _) => (0, 0),
-                    (_, Some(byte)) => (*byte, 1),
+                    (_, Some(byte)) => (byte, 1),
                     (_, None) => return Err(too_short(0, wanted)),
                 };
                 (Stream::Gzip(GzipStream::resume(point.bits, byte, window)?), at)
@@ -74,26 +76,39 @@ impl SpanDecoder {
         self.decoded
     }
 
-    /// Decodes until `upto` bytes of the span are there, or all that it has. `stored` are all of its
-    /// bytes of the blob.
-    ///
-    /// # Errors
-    /// [`Error::Codec`] when it does not decode, or `stored` to fewer bytes.
-    pub fn reach(&mut self, stored: &[u8], upto: u64) -> Result<()> {
-        let upto = upto.min(self.wanted);
-        while (self.filled as u64) < upto {
-            let step = self.step(stored, upto)?;
-            if step.consumed == 0 && step.produced == 0 && step.boundary.is_none() {
-                return Err(match self.at >= stored.len() {
-                    true => too_short(self.filled, self.wanted),
-                    false => Error::codec(self.at as u64, "the decoder does not advance"),
-                });
-            }
-        }
-        Ok(())
+    /// How many of the span's stored bytes are used up.
+    pub fn used(&self) -> usize {
+        self.at
     }
 
-    fn step(&mut self, stored: &[u8], upto: u64) -> Result<Step> {
+    /// Decodes until `upto` bytes of the span are there, or all that it has. `stored` are the bytes of
+    /// the blob behind those that are used up, as many as there are. `false`: it takes more, and
+    /// these are used up.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] when it does not decode.
+    pub fn reach(&mut self, mut stored: &[u8], upto: u64) -> Result<bool> {
+        let upto = upto.min(self.wanted);
+        while (self.filled as u64) < upto {
+            // Also without any: the last ones may decode to more than there was room for.
+            let step = self.step(stored, upto)?;
+            stored = stored.get(step.consumed..).unwrap_or_default();
+            if step.consumed == 0 && step.produced == 0 && step.boundary.is_none() {
+                return match stored.is_empty() {
+                    true => Ok(false),
+                    false => Err(Error::codec(self.at as u64, "the decoder does not advance")),
+                };
+            }
+        }
+        Ok(true)
+    }
+
+    /// The error for a span that has no more stored bytes, and should decode to more.
+    pub fn too_short(&self) -> Error {
+        too_short(self.filled, self.wanted)
+    }
+
+    fn step(&mut self, input: &[u8], upto: u64) -> Result<Step> {
         let is_skipping = self.skip > 0;
         let left = if is_skipping { self.skip } else { upto - self.filled as u64 };
         let end = self.filled + left.min(OUTPUT_BYTES as u64) as usize;
@@ -102,7 +117,6 @@ impl SpanDecoder {
             self.decoded.resize(end, 0);
         }
         let output = &mut self.decoded[self.filled..end];
-        let input = stored.get(self.at..).unwrap_or_default();
         let step = match &mut self.stream {
             Stream::Unknown(_) => Step::default(),
             Stream::Stored => {

@@ -178,12 +178,12 @@ fn a_span_is_decoded_as_far_as_it_is_needed_and_no_further() {
         [(Codec::Stored, bytes.clone()), (Codec::Gzip, gzip(&bytes)), (Codec::Zstd, zstd(&bytes))]
     {
         let span = span(codec, 1000, 250_000);
-        let mut decoder = SpanDecoder::new(&span, &[], &blob).unwrap();
+        let mut decoder = SpanDecoder::new(&span, &[], blob.first().copied()).unwrap();
         // A place that was passed changes nothing, and there is no more than all.
         for (upto, expected) in
             [(0, 0), (1, 1), (200_000, 200_000), (7, 200_000), (u64::MAX, 250_000)]
         {
-            decoder.reach(&blob, upto).unwrap();
+            assert!(decoder.reach(&blob[decoder.used()..], upto).unwrap());
             assert_eq!(decoder.decoded(), &bytes[1000..1000 + expected], "{codec:?} {upto}");
         }
         assert_eq!(decoder.into_decoded(), bytes[1000..251_000]);
@@ -273,6 +273,7 @@ proptest! {
         skip in 0u64..20_000,
         len in 1u64..200_000,
         spacing in 30_000u64..90_000,
+        piece in 1usize..30_000,
     ) {
         let bytes = text(400_000);
         let blob = [gzip(&bytes[..150_000]), gzip(&bytes[150_000..])].concat();
@@ -286,14 +287,17 @@ proptest! {
         };
         let (span, stored) = (span(codec, skip, len), &blob[start.blob as usize..]);
         let expected = &bytes[(start.tar + skip) as usize..][..len as usize];
-        let mut decoder = SpanDecoder::new(&span, &window, stored).unwrap();
-        let mut upto = 0;
-        for step in steps {
+        let mut decoder = SpanDecoder::new(&span, &window, stored.first().copied()).unwrap();
+        let (mut upto, mut here) = (0, decoder.used());
+        for step in steps.into_iter().chain([len]) {
             upto = len.min(upto + step);
-            decoder.reach(stored, upto).unwrap();
+            while !decoder.reach(&stored[decoder.used()..here], upto).unwrap() {
+                prop_assert_eq!(decoder.used(), here, "some of it is left");
+                prop_assert!(here < stored.len(), "it is all here");
+                here = stored.len().min(here + piece);
+            }
             prop_assert!(decoder.decoded() == &expected[..upto as usize]);
         }
-        decoder.reach(stored, len).unwrap();
         prop_assert!(decoder.into_decoded() == expected);
     }
 

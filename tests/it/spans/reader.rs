@@ -138,7 +138,6 @@ async fn what_is_read_of_one_span_is_not_copied() {
     let cache = tempfile::tempdir().expect("a directory");
     let reader = reader(&sample, cache.path(), Memory::of(&sample));
     let span = sample.index.spans[1].tar;
-    let patient = || Deadline::after(Duration::from_secs(50));
     assert!(reader.part_now(span).is_none(), "it is not here yet");
     let whole = reader.read(span, patient()).await.expect("bytes");
     for tar in [ByteRange::at(span.start, 5), ByteRange::at(span.end - 5, 5)] {
@@ -203,6 +202,56 @@ async fn a_wrong_byte_behind_what_is_wanted_makes_the_span_be_fetched() {
     let read = reader.read(tar, Deadline::after(Duration::from_secs(50))).await.expect("bytes");
     assert_eq!(*read, sample.tar[tar.start as usize..tar.end as usize]);
     assert_eq!(source.asked(), [stored], "what was here was given out");
+}
+
+/// What a life of a cache leaves of a blob whose only span has seven parts: the part, or the whole
+/// blob. Its last bytes are wrong.
+async fn damaged_at_its_end(sample: &Sample, is_whole: bool) -> tempfile::TempDir {
+    let cache = tempfile::tempdir().expect("a directory");
+    let first = reader(sample, cache.path(), Memory::of(sample));
+    first.read(sample.index.spans[0].tar, patient()).await.expect("bytes");
+    let files = walk(cache.path());
+    let part = files.iter().find(|path| path.extension().is_some_and(|e| e == "part"));
+    let part = part.expect("a part");
+    let last = sample.blob.len() as u64 - 1;
+    let file = std::fs::File::options().write(true).open(part).expect("it opens");
+    file.write_all_at(&[!sample.blob[last as usize]], last).expect("a byte");
+    if is_whole {
+        let digest = layer::named(&sample.blob, sample.index.diff_id).blob.digest;
+        std::fs::rename(part, part.with_file_name(digest.hex())).expect("it is renamed");
+    }
+    cache
+}
+
+#[tokio::test]
+async fn a_wrong_byte_of_a_part_that_is_not_needed_costs_nothing_until_somebody_needs_it() {
+    let sample = Sample::of_parts();
+    let (span, stored) = (sample.index.spans[0].tar, sample.index.spans[0].blob);
+    let (first, last) = (ByteRange::at(span.start, 10), ByteRange::at(span.end - 10, 10));
+    let of = |tar: ByteRange| &sample.tar[tar.start as usize..tar.end as usize];
+    for (is_whole, reads) in [
+        (false, &[first, last][..]),
+        (true, &[first, last]),
+        // Who comes back to a span reads on, to its end; and there is one who wants that at once.
+        (false, &[first, ByteRange::at(span.start + 200_000, 5), last]),
+        (true, &[last]),
+    ] {
+        let cache = damaged_at_its_end(&sample, is_whole).await;
+        let source = Memory::of(&sample);
+        let reader = reader_with(&sample, cache.path(), source.clone(), 4 << 20);
+        for tar in reads {
+            assert_eq!(*reader.read(*tar, patient()).await.expect("bytes"), *of(*tar), "{tar}");
+            assert!(*tar != first || source.asked().is_empty(), "it needs none of that");
+        }
+        assert_eq!(source.asked(), [stored], "it is asked for once");
+        let again = reader_with(&sample, cache.path(), source.clone(), 4 << 20);
+        assert_eq!(*again.read(span, patient()).await.expect("bytes"), *of(span));
+        assert_eq!(source.asked(), [stored], "what came took the place of what was wrong");
+    }
+}
+
+fn patient() -> Deadline {
+    Deadline::after(Duration::from_secs(50))
 }
 
 /// All files below a directory.

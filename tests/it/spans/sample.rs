@@ -10,7 +10,7 @@ use layoutfs::layout::entry::{Chunk, EntryKind};
 use layoutfs::layout::error::Error;
 use layoutfs::layout::index::scan::ScannedLayer;
 use layoutfs::layout::index::spans::SpanBuilder;
-use layoutfs::layout::index::{Codec, LayerIndex, Proof, Span};
+use layoutfs::layout::index::{Codec, LayerIndex, PART_BYTES, Proof, Span};
 use layoutfs::layout::plan::{Slice, plan_read};
 use layoutfs::layout::range::ByteRange;
 use layoutfs::layout::tar::TarParser;
@@ -81,7 +81,8 @@ fn any_writer() -> impl Strategy<Value = Writer> {
 
 /// Content that compresses well, badly, or not at all.
 fn any_content() -> impl Strategy<Value = Vec<u8>> {
-    (0usize..12_000, 0u64..1000, 0..3).prop_map(|(bytes, seed, kind)| {
+    let bytes = prop_oneof![40 => 0usize..12_000, 1 => 100_000usize..250_000];
+    (bytes, 0u64..1000, 0..3).prop_map(|(bytes, seed, kind)| {
         let random = generated(&seed.to_string(), bytes);
         match kind {
             0 => random.to_vec(),
@@ -92,11 +93,11 @@ fn any_content() -> impl Strategy<Value = Vec<u8>> {
 }
 
 prop_compose! {
-    /// A layer with seek points about `spacing` bytes apart.
+    /// A layer with seek points about `spacing` bytes apart. Some spans are of several parts.
     pub fn any_sample()(
         contents in prop::collection::vec(any_content(), 1..12),
         writer in any_writer(),
-        spacing in 600u64..9000,
+        spacing in prop_oneof![4 => 600u64..9000, 1 => Just(1u64 << 20)],
         chunk_bytes in prop_oneof![2 => Just(u64::MAX), 1 => 200u64..5000],
     ) -> Sample {
         let mut sample = sample(&contents, writer, spacing);
@@ -139,6 +140,16 @@ impl Sample {
     pub fn of_members() -> Self {
         let writer = Writer::Gzip { level: 6, member_bytes: 4000, block_bytes: usize::MAX };
         sample(&[generated("members", 20_000).to_vec()], writer, 3000)
+    }
+
+    /// One span of seven parts.
+    pub fn of_parts() -> Self {
+        let whole = usize::MAX;
+        let writer = Writer::Gzip { level: 6, member_bytes: whole, block_bytes: whole };
+        let sample = sample(&[generated("parts", 400_000).to_vec()], writer, 1 << 20);
+        let [span] = &sample.index.spans[..] else { panic!("{:?}", sample.index.spans) };
+        assert_eq!(span.blob.len().div_ceil(PART_BYTES), 7);
+        sample
     }
 }
 
