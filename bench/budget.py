@@ -49,7 +49,7 @@ LIMITS = {
     "index size": Limit(INDEX, "by the blob", 0.6, "%"),
     "index thread": Limit(INDEX, "time that it adds to the inflating thread", 5, "%"),
     "index work": Limit(INDEX, "work that it adds, on whichever thread", 5, "%"),
-    "random 4 KiB": Limit(INDEX, "a random 4 KiB read, median", 1, "ms"),
+    "random 4 KiB": Limit(INDEX, "a random 4 KiB read, median, in page cache", 1, "ms"),
     "memory": Limit(MEMORY, "resident at most", 96, "MiB"),
     "memory flat": Limit(MEMORY, "last quarter of the data by the second", 1.1),
     "growth time": Limit(GROWTH, "time", 10.5),

@@ -1,9 +1,10 @@
 """Random reads of a compressed layer that is here, through a mount: layoutfs and ratarmount.
 
-Everybody has its index, and nothing in memory: mounted anew, page cache dropped. All read the same places,
-and the same bytes come, or the benchmark ends.
+Everybody has its index, is mounted anew, and has decoded nothing. The layer's file is in the page cache, or
+nothing is. All read the same places, and the same bytes come, or the benchmark ends.
 """
 
+import itertools
 import os
 import random
 import time
@@ -16,6 +17,7 @@ from ours import Ours
 from report import Group, ratio
 
 SIZES = {"4 KiB": 4 << 10, "64 KiB": 64 << 10}
+COLD, CACHED = "cold", "in page cache"
 OURS = "layoutfs"
 
 
@@ -70,6 +72,12 @@ class Scene:
         return [(path, chance.randrange(whole - size + 1)) for path, whole in chosen]
 
 
+def _into_page_cache(file):
+    with file.open("rb") as stored:
+        while stored.read(1 << 20):
+            pass
+
+
 def _read(places, size):
     """Milliseconds of each read, from open to close, of a path that was looked up before; the bytes."""
     taken, read = [], []
@@ -88,17 +96,22 @@ def measure(room, rounds, tiny, say):
     scene = Scene(room, tiny)
     size_mb = scene.layer.stat().st_size / 1e6
     group = Group("Random reads", f"{size_mb:.0f} MB")
-    samples = {(size, side): [] for size in SIZES for side in scene.sides}
+    samples = {(size, state, side): []
+               for size in SIZES for state in (COLD, CACHED) for side in scene.sides}
     for number, order in m.rounds(list(scene.sides), 1 if tiny else rounds, say):
         for label, size in SIZES.items():
             places, expected = scene.places(size, 10 if tiny else 60, f"{label} {number}"), None
-            for side in order:
+            for state, side in itertools.product((COLD, CACHED), order):
                 mount, unmount = scene.sides[side]
-                mount()
                 m.drop_caches()
+                mount()
+                if state == COLD:
+                    m.drop_caches()
+                else:
+                    _into_page_cache(scene.layer)
                 taken, read = _read(places, size)
                 unmount()
-                samples[label, side] += taken
+                samples[label, state, side] += taken
                 if read != (expected or read):
                     raise ValueError(f"{side} reads other bytes than the side before it")
                 expected = read
@@ -108,18 +121,20 @@ def measure(room, rounds, tiny, say):
 
 def _tell(group, scene, samples, size_mb):
     median, late = {}, {}
-    for (label, side), values in samples.items():
-        median[label, side] = group.row(f"{label}, median", side, "ms", values)
-        late[label, side] = m.percentile(values, 99)
-        group.row(f"{label}, p99", side, "ms", [late[label, side]])
-    group.budget("random 4 KiB", median["4 KiB", OURS])
-    for label in SIZES:
-        group.cell(f"{median[label, OURS]:.2f} / {late[label, OURS]:.1f} ms")
+    for key, values in samples.items():
+        label, state, side = key
+        median[key] = group.row(f"{label} {state}, median", side, "ms", values)
+        late[key] = m.percentile(values, 99)
+        group.row(f"{label} {state}, p99", side, "ms", [late[key]])
+    group.budget("random 4 KiB", median["4 KiB", CACHED, OURS])
+    for state, label in itertools.product((COLD, CACHED), SIZES):
+        ours = (label, state, OURS)
+        group.cell(f"{median[ours]:.2f} / {late[ours]:.1f} ms")
         for side in list(scene.sides)[1:]:
-            by_side = group.versus(f"random {label}, {side}", median[label, OURS], median[label, side])
-            group.cell(f"{by_side} / "
-                       f"{ratio(late[label, OURS], late[label, side])}")
-    bars = [(f"{side}, {label}, {what}", values[label, side], side == OURS)
+            theirs = (label, state, side)
+            by_side = group.versus(f"random {label} {state}, {side}", median[ours], median[theirs])
+            group.cell(f"{by_side} / {ratio(late[ours], late[theirs])}")
+    bars = [(f"{side}, {label}, {what}", values[label, COLD, side], side == OURS)
             for label in SIZES for what, values in (("median", median), ("p99", late))
             for side in scene.sides]
     group.plots["random-reads.svg"] = plot.bars(
