@@ -75,7 +75,7 @@ impl Default for Serving {
 impl Serving {
     /// Files may be pushed: one thread alone would wait for itself.
     pub fn may_push(self) -> bool {
-        self.pushes && self.event_threads() >= EVENT_THREADS_TO_PUSH
+        self.pushes && self.event_threads_max >= EVENT_THREADS_TO_PUSH
     }
 
     /// How many threads serve a mount.
