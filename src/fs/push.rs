@@ -16,10 +16,10 @@ use super::scan::Scan;
 use crate::layout::tree::NodeId;
 
 /// Larger files are left to READ, whose cost is small beside theirs.
-const FILE_BYTES_MAX: u64 = 128 << 10;
+const FILE_BYTES_MAX: u64 = 512 << 10;
 
 /// As much of one directory as the kernel is sure to keep until its reader comes to it.
-const DIRECTORY_BYTES_MAX: u64 = 4 << 20;
+const DIRECTORY_BYTES_MAX: u64 = 16 << 20;
 
 /// Pushes into one mount.
 #[derive(Debug, Default)]

@@ -31,7 +31,7 @@ fn mounted() -> Mount {
         for file in 0..FILES {
             layer = layer.file(&name(directory, file), 0o644, content(directory, file));
         }
-        layer = layer.file(&format!("d{directory:02}/large"), 0o644, generated("large", 200_000));
+        layer = layer.file(&format!("d{directory:02}/large"), 0o644, generated("large", 600_000));
     }
     let room = Room::new();
     let layout = room.path().join("layout");
