@@ -29,15 +29,13 @@ use crate::layout::index::{LayerIndex, SPAN_DECODED_BYTES_MAX, is_seekable};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
 
-/// One read of the blob's file: what it decodes to mostly fits a batch.
+/// One read of the blob's file.
 const READ_BYTES: u64 = 64 << 10;
 
-/// Decoded bytes after which a batch is passed on, with what was read of the blob or without. Five
-/// of a layer at most are somewhere, and keep their memory until its pass has ended.
-const BATCH_BYTES: usize = 192 << 10;
-
-/// Memory for a batch: one piece more than that, which is 128 KiB at most.
-const BATCH_MEMORY_BYTES: usize = BATCH_BYTES + (128 << 10);
+/// Decoded bytes of a batch, or stored ones where few come out of them. A power of two: what is
+/// written to a file in such pieces takes the kernel two thirds of the time. Five of a layer at most
+/// are somewhere, and keep their memory until its pass has ended.
+const BATCH_BYTES: usize = 256 << 10;
 
 /// Batches that wait for the hashing thread. One more each is being filled and hashed.
 const QUEUED_BATCHES: usize = 2;
@@ -216,8 +214,8 @@ struct Batch {
     /// Whether those are worth a file.
     write: bool,
     /// Of the blob, and the starts in them.
-    blob: Bytes,
-    starts: Vec<Start>,
+    blob: Vec<(Bytes, Vec<Start>)>,
+    blob_bytes: usize,
 }
 
 /// Passes batches on, and finds out whether what is decoded is worth a file: if the first
@@ -235,21 +233,26 @@ struct Sink {
 impl Sink {
     fn new(batches: SyncSender<Batch>, used: Receiver<Vec<u8>>, keep: Keep) -> Self {
         let write = (keep == Keep::Decoded).then_some(true);
-        let decoded = Vec::with_capacity(BATCH_MEMORY_BYTES);
+        let decoded = Vec::with_capacity(BATCH_BYTES);
         let (filling, undecided) = (Batch { decoded, ..Batch::default() }, Vec::new());
         Sink { batches, used, filling, undecided, undecided_bytes: 0, write }
     }
 
-    fn take(&mut self, piece: &[u8]) {
-        self.filling.decoded.extend_from_slice(piece);
+    fn take(&mut self, mut piece: &[u8]) {
         if self.write.is_none() {
             self.undecided_bytes += piece.len() as u64;
             if self.undecided_bytes > UNDECIDED_DECODED_BYTES_MAX {
                 self.settle(true);
             }
         }
-        if self.filling.decoded.len() >= BATCH_BYTES {
-            self.pass_on();
+        while !piece.is_empty() {
+            let room = BATCH_BYTES - self.filling.decoded.len();
+            let (now, later) = piece.split_at(room.min(piece.len()));
+            self.filling.decoded.extend_from_slice(now);
+            if self.filling.decoded.len() == BATCH_BYTES {
+                self.pass_on();
+            }
+            piece = later;
         }
     }
 
@@ -272,8 +275,11 @@ impl Sink {
     }
 
     fn take_blob(&mut self, bytes: Bytes, starts: Vec<Start>) {
-        (self.filling.blob, self.filling.starts) = (bytes, starts);
-        self.pass_on();
+        self.filling.blob_bytes += bytes.len();
+        self.filling.blob.push((bytes, starts));
+        if self.filling.blob_bytes >= BATCH_BYTES {
+            self.pass_on();
+        }
     }
 
     fn pass_on(&mut self) {
@@ -286,7 +292,7 @@ impl Sink {
             }
         }
         let used = self.used.try_recv();
-        self.filling.decoded = used.unwrap_or_else(|_| Vec::with_capacity(BATCH_MEMORY_BYTES));
+        self.filling.decoded = used.unwrap_or_else(|_| Vec::with_capacity(BATCH_BYTES));
     }
 
     /// A hashing thread that is gone has an error to tell; nothing more can be done here.
@@ -348,9 +354,14 @@ fn hash_and_write(
     used: &Sender<Vec<u8>>,
 ) -> Hashed {
     let mut spans = SpanBuilder::default();
-    for Batch { mut decoded, write, blob, starts } in queue {
+    for Batch { mut decoded, write, blob, .. } in queue {
         files.write(&decoded, write);
-        spans.push_along(&blob, starts, &mut hasher, &decoded);
+        let mut rest = &decoded[..];
+        for (bytes, starts) in blob {
+            let along = rest.split_off(..bytes.len().min(rest.len())).unwrap_or_default();
+            spans.push_along(&bytes, starts, &mut hasher, along);
+        }
+        hasher.update(rest);
         decoded.clear();
         // Nobody wants it any more at the end.
         let _ = used.send(decoded);
