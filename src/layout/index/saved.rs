@@ -39,7 +39,7 @@ const MAGIC: &[u8; 8] = b"LAYOUTIX";
 const CHECKSUM_BYTES: usize = 32;
 
 /// Written once, when a pass ends, and kept for ever; higher levels keep a mount waiting.
-const ZSTD_LEVEL: i32 = 9;
+const ZSTD_LEVEL: i32 = 7;
 
 /// While somebody waits for what is in a table that came with its layer.
 const ZSTD_LEVEL_QUICK: i32 = 1;
