@@ -97,7 +97,7 @@ pub enum Codec {
 pub struct Point {
     /// How many bits of the span's first byte belong to it, from the highest down; 0: all of it.
     pub bits: u8,
-    /// Where in [`LayerIndex::windows`] its window is, as [`window::pack`] makes them. Empty: no
+    /// Where in [`LayerIndex::windows`] its window is, as [`window::Packer`] makes them. Empty: no
     /// window is needed.
     pub window: ByteRange,
 }

@@ -1,7 +1,7 @@
 //! Cuts a blob into spans while it passes: digests for each, and a window where one is needed.
 
 use super::parts::PartsHasher;
-use super::window::{self, Tracer};
+use super::window::{Packer, Tracer};
 use super::{Codec, Point, Proof, Span};
 use crate::layout::codec::{Start, Within};
 use crate::layout::digest::Hasher;
@@ -26,6 +26,7 @@ pub struct SpanBuilder {
     windows: Vec<u8>,
     windows_bytes_max: usize,
     tracer: Tracer,
+    packer: Packer,
     open: Open,
     /// Bytes of the blob so far, and the last of them.
     at: u64,
@@ -70,8 +71,17 @@ impl SpanBuilder {
     fn with_limit(windows_bytes_max: usize) -> Self {
         let (spans, windows) = (Vec::new(), Vec::new());
         let open = Open::new(Start { blob: 0, tar: 0, within: None });
-        let tracer = Tracer::default();
-        SpanBuilder { spans, windows, windows_bytes_max, tracer, open, at: 0, last_byte: None }
+        let (tracer, packer) = (Tracer::default(), Packer::default());
+        SpanBuilder {
+            spans,
+            windows,
+            windows_bytes_max,
+            tracer,
+            packer,
+            open,
+            at: 0,
+            last_byte: None,
+        }
     }
 
     /// The next bytes of the blob, and the starts (ascending) that decoding them has told.
@@ -128,7 +138,7 @@ impl SpanBuilder {
         let codec = match start.within {
             None => Codec::Stored,
             Some(Within { bits, window }) => {
-                let stored = window::pack(&self.tracer.sparse(window, bits, &head));
+                let stored = self.packer.pack(&self.tracer.sparse(window, bits, &head));
                 let window = ByteRange::at(self.windows.len() as u64, stored.len() as u64);
                 self.windows.extend_from_slice(&stored);
                 Codec::Deflate(Point { bits, window })

@@ -8,6 +8,9 @@ use crate::layout::codec::inflate::{At, Inflate, WINDOW_BYTES_MAX};
 /// Of what is left of a window higher levels save 4 % more, for a third of what seek points cost.
 const ZSTD_LEVEL: i32 = 3;
 
+/// What the bytes of two decodings can say: more places than a window has.
+const PLACES: usize = 1 << 16;
+
 /// Windows whose bytes say where they are: the low half of that, and the high half by how much
 /// more than the low one it says, which is never nothing.
 static LOW: [u8; WINDOW_BYTES_MAX] = tracer(false);
@@ -24,13 +27,27 @@ const fn tracer(high: bool) -> [u8; WINDOW_BYTES_MAX] {
     bytes
 }
 
-/// The window as it is stored: one zstd frame (RFC 8878).
-pub fn pack(window: &[u8]) -> Vec<u8> {
-    // Compressing into memory of our own cannot fail; no window would be found when it is used.
-    zstd::bulk::compress(window, ZSTD_LEVEL).unwrap_or_default()
+/// Packs windows, keeping the memory that this takes.
+#[derive(Default)]
+pub struct Packer(Option<zstd::bulk::Compressor<'static>>);
+
+impl Packer {
+    /// The window as it is stored: one zstd frame (RFC 8878).
+    pub fn pack(&mut self, window: &[u8]) -> Vec<u8> {
+        // Compressing into memory of our own cannot fail; no window would be found when it is used.
+        self.try_pack(window).unwrap_or_default()
+    }
+
+    fn try_pack(&mut self, window: &[u8]) -> std::io::Result<Vec<u8>> {
+        let compressor = match &mut self.0 {
+            Some(compressor) => compressor,
+            none => none.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL)?),
+        };
+        compressor.compress(window)
+    }
 }
 
-/// The window that [`pack`] stored.
+/// The window that a [`Packer`] stored.
 ///
 /// # Errors
 /// It is no zstd frame, or larger than any window.
@@ -57,16 +74,12 @@ impl Tracer {
     /// windows that say where each of their bytes is. Where the two differ a byte came of the window.
     pub fn sparse(&mut self, mut window: Vec<u8>, bits: u8, behind: &[u8]) -> Vec<u8> {
         let Some((low, high)) = self.decode(window.len(), bits, behind) else { return window };
-        let mut is_kept = [false; WINDOW_BYTES_MAX];
+        let mut is_kept = [false; PLACES];
         for (low, high) in low.iter().zip(high) {
-            let more = high.wrapping_sub(*low);
-            if more > 0 {
-                let at = usize::from(more - 1) << 8 | usize::from(*low);
-                // Both are of the same place of the window, which is inside.
-                if let Some(is_kept) = is_kept.get_mut(at) {
-                    *is_kept = true;
-                }
-            }
+            // Without asking whether they differ, which is hard to guess: where they do not, this is
+            // a place beyond any window.
+            let page = high.wrapping_sub(*low).wrapping_sub(1);
+            is_kept[usize::from(page) << 8 | usize::from(*low)] = true;
         }
         for (byte, is_kept) in window.iter_mut().zip(is_kept) {
             *byte = if is_kept { *byte } else { 0 };
@@ -139,11 +152,12 @@ mod tests {
     #[test]
     fn a_window_comes_back_and_a_larger_one_does_not() {
         let window = content()[..WINDOW_BYTES_MAX].to_vec();
-        let stored = pack(&window);
+        let mut packer = Packer::default();
+        let stored = packer.pack(&window);
         assert_eq!(unpack(&stored), Ok(window));
-        assert_eq!(unpack(&pack(&[])), Ok(vec![]));
+        assert_eq!(unpack(&packer.pack(&[])), Ok(vec![]));
         assert!(unpack(&stored[..stored.len() - 1]).is_err());
-        assert!(unpack(&pack(&[7; WINDOW_BYTES_MAX + 1])).is_err());
+        assert!(unpack(&packer.pack(&[7; WINDOW_BYTES_MAX + 1])).is_err());
     }
 
     #[test]

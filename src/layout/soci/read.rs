@@ -7,8 +7,9 @@ use super::{ALGORITHM_GZIP, ALGORITHM_NONE, VERSION, slot};
 use crate::layout::digest::Digest;
 use crate::layout::error::{Error, Result};
 use crate::layout::index::scan::LAYER_BYTES_MAX;
+use crate::layout::index::window::Packer;
 use crate::layout::index::{
-    Codec, LayerIndex, Origin, Parts, Point, Proof, Span, check, is_seekable, window,
+    Codec, LayerIndex, Origin, Parts, Point, Proof, Span, check, is_seekable,
 };
 use crate::layout::range::ByteRange;
 use crate::layout::tar::path::quoted;
@@ -103,6 +104,7 @@ fn read_gzip(
         return Err(format!("{} digests for {} checkpoints", digests.count, checkpoints.len()));
     }
     let mut read = Spans { tar_size: counted, ..Spans::default() };
+    let mut packer = Packer::default();
     for (n, (checkpoint, digest)) in checkpoints.iter().zip(digests.strings()).enumerate() {
         let next = checkpoints.get(n + 1);
         let blob = ByteRange::new(checkpoint.start(), next.map_or(blob_size, |next| next.blob));
@@ -120,7 +122,7 @@ fn read_gzip(
             return Err(format!("span {n} of blob {blob} cannot decode to tar {tar}"));
         }
         let stored =
-            if checkpoint.window.is_empty() { vec![] } else { window::pack(checkpoint.window) };
+            if checkpoint.window.is_empty() { vec![] } else { packer.pack(checkpoint.window) };
         let place = ByteRange::at(read.windows.len() as u64, stored.len() as u64);
         read.windows.extend_from_slice(&stored);
         let codec = Codec::Deflate(Point { bits: checkpoint.bits, window: place });
