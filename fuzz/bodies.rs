@@ -17,7 +17,7 @@ use layoutfs::layout::index::scan::Scanner;
 use layoutfs::layout::index::spans::SpanBuilder;
 use layoutfs::layout::index::window::Tracer;
 use layoutfs::layout::index::{
-    Codec, LayerIndex, Origin, Parts, Point, Proof, Span, check, is_seekable, saved,
+    Codec, LayerIndex, Origin, Point, Proof, Segments, Span, check, is_seekable, saved,
 };
 use layoutfs::layout::oci::finalize::{self, Configs};
 use layoutfs::layout::oci::referrer::{self, IndexArtifact};
@@ -82,7 +82,7 @@ fn parse<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Entry>> {
 
 fn index_of(entries: Vec<Entry>, tar_size: u64) -> LayerIndex {
     let whole = ByteRange::new(0, tar_size);
-    let proof = Proof::Stored(Parts::one([0; 32]));
+    let proof = Proof::Stored(Segments::one([0; 32]));
     let span = Span { blob: whole, tar: whole, skip: 0, codec: Codec::Stored, proof };
     let spans = if tar_size == 0 { vec![] } else { vec![span] };
     let (origin, diff_id, windows) = (Origin::OnePass, Digest::sha256_of(b""), Vec::new());
@@ -103,7 +103,7 @@ pub fn scan(bytes: &[u8]) {
         let content = &tar[span.tar.start as usize..span.tar.end as usize];
         let window = index.window(span).expect("windows of ours");
         assert_eq!(codec::decode_span(span, &window, part).as_deref(), Ok(content));
-        assert_eq!(span.proof, Proof::Stored(Parts::of(part)));
+        assert_eq!(span.proof, Proof::Stored(Segments::of(part)));
     }
     let saved = saved::encode(&index).expect("a scanned layer keeps the rules");
     assert_eq!(saved::decode(&saved), Ok(index));
@@ -149,7 +149,7 @@ pub fn starts(bytes: &[u8]) {
         };
         let tar = ByteRange::new(start.tar, content.len() as u64);
         let (blob, proof) =
-            (ByteRange::new(start.blob, blob.len() as u64), Proof::Stored(Parts::one([0; 32])));
+            (ByteRange::new(start.blob, blob.len() as u64), Proof::Stored(Segments::one([0; 32])));
         let span = Span { blob, tar, skip: 0, codec, proof };
         let decoded = codec::decode_span(&span, &window, behind);
         assert_eq!(decoded.as_deref(), Ok(&content[start.tar as usize..]));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use layoutfs::layout::entry::{Attributes, Chunk, Entry, EntryKind, Time};
-use layoutfs::layout::index::{Codec, LayerIndex, Origin, Parts, Proof, Span, saved};
+use layoutfs::layout::index::{Codec, LayerIndex, Origin, Proof, Segments, Span, saved};
 use layoutfs::layout::merge::{Changeset, merge};
 use layoutfs::layout::range::ByteRange;
 use layoutfs::layout::tree::Layer;
@@ -65,7 +65,7 @@ fn index() -> LayerIndex {
     let mut tar_size = 0;
     let entries: Vec<Entry> = (0..ENTRIES).map(|number| entry(number, &mut tar_size)).collect();
     let whole = ByteRange::new(0, tar_size);
-    let (codec, proof) = (Codec::Stored, Proof::Stored(Parts::one([0; 32])));
+    let (codec, proof) = (Codec::Stored, Proof::Stored(Segments::one([0; 32])));
     let spans = vec![Span { blob: whole, tar: whole, skip: 0, codec, proof }];
     let diff_id = Digest::sha256_of(b"a layer");
     let (origin, windows) = (Origin::OnePass, Vec::new());

@@ -12,7 +12,7 @@ use std::ops::{Deref, Range};
 use bytes::{Bytes, BytesMut};
 
 use super::error::Result;
-use crate::layout::index::Parts;
+use crate::layout::index::Segments;
 use crate::layout::range::ByteRange;
 use crate::layout::tree::ContentRef;
 use crate::layout::{Digest, codec};
@@ -32,12 +32,16 @@ impl Proved {
         Ok(Proved(bytes))
     }
 
-    /// Checks `stored`, the parts `numbers` of a span's bytes, against their digests.
+    /// Checks `stored`, the segments `numbers` of a span's bytes, against their digests.
     ///
     /// # Errors
     /// [`ErrorKind::DigestMismatch`](super::ErrorKind::DigestMismatch) naming both digests of one.
-    pub fn check_parts(parts: &Parts, numbers: Range<usize>, stored: Bytes) -> Result<Self> {
-        parts.verify(numbers, &stored)?;
+    pub fn check_segments(
+        segments: &Segments,
+        numbers: Range<usize>,
+        stored: Bytes,
+    ) -> Result<Self> {
+        segments.verify(numbers, &stored)?;
         Ok(Proved(stored))
     }
 

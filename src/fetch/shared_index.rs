@@ -290,7 +290,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::layout::index::{Codec, Parts, Proof, Span};
+    use crate::layout::index::{Codec, Proof, Segments, Span};
     use crate::layout::range::ByteRange;
 
     #[test]
@@ -300,7 +300,7 @@ mod tests {
             tar: ByteRange::new(0, 1024),
             skip: 0,
             codec: Codec::Stored,
-            proof: Proof::Stored(Parts::one([7; 32])),
+            proof: Proof::Stored(Segments::one([7; 32])),
         };
         let diff_id = Digest::sha256_of(b"tar");
         let index = LayerIndex::plain(diff_id, 1024, vec![], vec![span]);

@@ -178,7 +178,7 @@ mod tests {
 
     use super::*;
     use crate::layout::digest::Digest;
-    use crate::layout::index::{Codec, Parts, Proof, Span};
+    use crate::layout::index::{Codec, Proof, Segments, Span};
 
     /// Chunks with gaps before, between and after; their bytes lie anywhere in the tar.
     fn sparse_file() -> impl Strategy<Value = (Vec<Chunk>, u64)> {
@@ -235,7 +235,7 @@ mod tests {
             let mut spans = Vec::new();
             for end in ends {
                 let tar = ByteRange::new(start, end);
-                let proof = Proof::Stored(Parts::one([0; 32]));
+                let proof = Proof::Stored(Segments::one([0; 32]));
                 spans.push(Span { blob: tar, tar, skip: 0, codec: Codec::Stored, proof });
                 start = end;
             }

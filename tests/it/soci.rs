@@ -7,7 +7,7 @@ use layoutfs::layout::codec::decode_span;
 use layoutfs::layout::error::Error;
 use layoutfs::layout::index::scan::Scanner;
 use layoutfs::layout::index::spans::SpanBuilder;
-use layoutfs::layout::index::{Codec, LayerIndex, Parts, Proof};
+use layoutfs::layout::index::{Codec, LayerIndex, Proof, Segments};
 use layoutfs::layout::oci::{Descriptor, Manifest, OCI_MANIFEST};
 use layoutfs::layout::soci::manifest::{CONFIG, SociIndex, Version, ZtocRef, index_of};
 use layoutfs::layout::soci::{SPAN_BYTES, Writer, parse_ztoc};
@@ -49,7 +49,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 fn assert_decodes(index: &LayerIndex, blob: &[u8], tar: &[u8]) {
     for span in &index.spans {
         let part = &blob[span.blob.start as usize..span.blob.end as usize];
-        assert_eq!(span.proof, Proof::Stored(Parts::one(sha256(part))), "{span:?}");
+        assert_eq!(span.proof, Proof::Stored(Segments::one(sha256(part))), "{span:?}");
         let decoded = decode_span(span, &index.window(span).unwrap(), part).unwrap();
         assert!(decoded == tar[span.tar.start as usize..span.tar.end as usize], "{span:?}");
     }

@@ -4,7 +4,7 @@
 use std::fs;
 
 use layoutfs::layout::Digest;
-use layoutfs::layout::index::{Parts, Proof, saved};
+use layoutfs::layout::index::{Proof, Segments, saved};
 
 use crate::indexes::{Machine, index_of, put_artifact, registry_with, small};
 use crate::support::image::Image;
@@ -18,7 +18,7 @@ fn wrong_index(registry: &Registry, image: &Image) -> String {
     maker.push();
     let mut index = index_of(&maker, image);
     index.spans[0].proof = match index.spans[0].proof {
-        Proof::Stored(_) => Proof::Stored(Parts::one([7; 32])),
+        Proof::Stored(_) => Proof::Stored(Segments::one([7; 32])),
         Proof::Decoded(_) => Proof::Decoded([7; 32]),
     };
     let (image, layer) = (image.digest, image.layers[0].digest);

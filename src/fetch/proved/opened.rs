@@ -1,7 +1,7 @@
 //! A span that is proved, decoded as far as somebody needed it: the rest follows when it is needed.
 //!
 //! Most readers here and there want little of a span, and to read, prove and decode it is most of what
-//! they wait for. So its parts are read one after the other, each is proved before it is decoded, and
+//! they wait for. So its segments are read one after the other, each is proved before it is decoded, and
 //! it ends where there is what is wanted. The decoder stays there, with what it has not used.
 
 use std::ops::Range;
@@ -12,7 +12,7 @@ use super::Proved;
 use crate::fetch::error::{Error, ErrorKind, Result};
 use crate::layout::Digest;
 use crate::layout::codec::{SpanDecoder, decode_span};
-use crate::layout::index::{Codec, Parts, Proof, Span};
+use crate::layout::index::{Codec, Proof, Segments, Span};
 use crate::layout::range::ByteRange;
 
 /// What an inflater takes besides what it reads and writes: its window, its tables.
@@ -32,9 +32,9 @@ pub enum Opened {
 /// A span that is decoded up to some place.
 pub struct Begun {
     span: Span,
-    parts: Parts,
+    segments: Segments,
     decoder: SpanDecoder,
-    /// How many parts were read and proved; and what of them the decoder has not used.
+    /// How many segments were read and proved; and what of them the decoder has not used.
     known: usize,
     unused: Proved,
 }
@@ -54,16 +54,16 @@ impl Opened {
         read: &mut Read<'_>,
     ) -> Result<Option<Self>> {
         match &span.proof {
-            Proof::Stored(parts) => {
+            Proof::Stored(segments) => {
                 let upto = if can_stop(span) { upto } else { u64::MAX };
-                let number = likely(span, parts, upto);
-                let range = parts.range(0..number, span.blob.len());
+                let number = likely(span, segments, upto);
+                let range = segments.range(0..number, span.blob.len());
                 let Some(stored) = read(range)? else { return Ok(None) };
-                let unused = Proved::check_parts(parts, 0..number, stored)?;
+                let unused = Proved::check_segments(segments, 0..number, stored)?;
                 let decoder = SpanDecoder::new(span, window, unused.first().copied())?;
                 let unused = unused.part(decoder.used()..unused.len());
-                let (span, parts) = (span.clone(), parts.clone());
-                let begun = Begun { span, parts, decoder, known: number, unused };
+                let (span, segments) = (span.clone(), segments.clone());
+                let begun = Begun { span, segments, decoder, known: number, unused };
                 Opened::Begun(Box::new(begun)).reach(upto, read)
             }
             Proof::Decoded(sha256) => {
@@ -140,13 +140,13 @@ impl Begun {
                 return Ok(true);
             }
             // It is used up.
-            if self.known == self.parts.digests().len() {
+            if self.known == self.segments.digests().len() {
                 return Err(self.decoder.too_short().into());
             }
-            let next = self.known..likely(&self.span, &self.parts, upto).max(self.known + 1);
-            let range = self.parts.range(next.clone(), self.span.blob.len());
+            let next = self.known..likely(&self.span, &self.segments, upto).max(self.known + 1);
+            let range = self.segments.range(next.clone(), self.span.blob.len());
             let Some(stored) = read(range)? else { return Ok(false) };
-            self.unused = Proved::check_parts(&self.parts, next.clone(), stored)?;
+            self.unused = Proved::check_segments(&self.segments, next.clone(), stored)?;
             self.known = next.end;
         }
     }
@@ -161,9 +161,9 @@ impl Begun {
     }
 }
 
-/// How many parts `upto` bytes of `span` take if it is packed alike everywhere; at least one.
-fn likely(span: &Span, parts: &Parts, upto: u64) -> usize {
-    let (count, len) = (parts.digests().len() as u64, span.tar.len().max(1));
+/// How many segments `upto` bytes of `span` take if it is packed alike everywhere; at least one.
+fn likely(span: &Span, segments: &Segments, upto: u64) -> usize {
+    let (count, len) = (segments.digests().len() as u64, span.tar.len().max(1));
     // Both are far below 2^32 of spans that are read.
     let likely = count.saturating_mul(upto.min(len)).div_ceil(len);
     likely.clamp(1, count.max(1)) as usize
@@ -188,7 +188,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::layout::index::PART_BYTES;
+    use crate::layout::index::SEGMENT_BYTES;
 
     const LEN: u64 = 700_000;
 
@@ -234,7 +234,7 @@ mod tests {
         }
     }
 
-    /// Content, what is stored of it (some six parts), and the span that says so.
+    /// Content, what is stored of it (some six segments), and the span that says so.
     fn sample(is_gzip: bool) -> (Vec<u8>, Disk, Span) {
         let mut state = 1u32;
         let mut next = || {
@@ -248,8 +248,8 @@ mod tests {
             true => encoder.finish().expect("memory is writable"),
             false => zstd::bulk::compress(&content, 1).expect("memory is writable"),
         };
-        assert!(stored.len() as u64 > 5 * PART_BYTES);
-        let proof = Proof::Stored(Parts::of(&stored));
+        assert!(stored.len() as u64 > 5 * SEGMENT_BYTES);
+        let proof = Proof::Stored(Segments::of(&stored));
         let (blob, tar) = (ByteRange::at(77, stored.len() as u64), ByteRange::at(9, LEN));
         let codec = if is_gzip { Codec::Gzip } else { Codec::Zstd };
         let span = Span { blob, tar, skip: 0, codec, proof };
@@ -264,7 +264,7 @@ mod tests {
     fn a_small_read_reads_and_decodes_no_more_than_it_needs_and_the_rest_follows() {
         let (content, mut disk, span) = sample(true);
         let opened = disk.open(&span, 5000).expect("right").expect("here");
-        assert_eq!(disk.read_bytes(), PART_BYTES);
+        assert_eq!(disk.read_bytes(), SEGMENT_BYTES);
         let Opened::Begun(begun) = &opened else { panic!("all of it was decoded") };
         assert_eq!(begun.decoder.decoded().len(), 5000);
         assert_eq!(opened.part(4000..5000).as_deref(), Some(&content[4000..5000]));
@@ -276,7 +276,7 @@ mod tests {
         let opened = disk.reach(opened, half as u64).expect("right").expect("here");
         assert_eq!(opened.part(half - 9..half).as_deref(), Some(&content[half - 9..half]));
         let read = disk.read_bytes();
-        assert!((2 * PART_BYTES..=5 * PART_BYTES).contains(&read), "{read}");
+        assert!((2 * SEGMENT_BYTES..=5 * SEGMENT_BYTES).contains(&read), "{read}");
         let opened = disk.reach(opened, u64::MAX).expect("right").expect("here");
         assert!(opened.whole().is_some_and(|whole| **whole == content[..]));
         assert_eq!(opened.memory_bytes(), content.len());
@@ -289,13 +289,13 @@ mod tests {
     #[test]
     fn a_wrong_byte_is_found_before_what_is_made_of_it_is_there() {
         let (content, mut disk, span) = sample(true);
-        for at in [0, PART_BYTES as usize - 1] {
+        for at in [0, SEGMENT_BYTES as usize - 1] {
             disk.stored[at] ^= 1;
             let error = disk.open(&span, 1).err().expect("wrong");
             assert_eq!(error.kind, ErrorKind::DigestMismatch, "{at}");
             disk.stored[at] ^= 1;
         }
-        for at in [PART_BYTES as usize, disk.stored.len() / 2, disk.stored.len() - 1] {
+        for at in [SEGMENT_BYTES as usize, disk.stored.len() / 2, disk.stored.len() - 1] {
             disk.stored[at] ^= 1;
             let begun = disk.open(&span, 5000).expect("so far it is right").expect("here");
             assert_eq!(begun.part(0..5000).as_deref(), Some(&content[..5000]));
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_span_with_one_digest_is_proved_as_a_whole() {
         let (_, mut disk, span) = sample(true);
-        let proof = Proof::Stored(Parts::one(sha256(&disk.stored)));
+        let proof = Proof::Stored(Segments::one(sha256(&disk.stored)));
         let span = Span { proof, ..span };
         assert!(matches!(disk.open(&span, 1), Ok(Some(Opened::Begun(_)))));
         assert_eq!(disk.read_bytes(), span.blob.len());
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn what_is_not_here_is_no_error() {
         let (_, mut disk, span) = sample(true);
-        disk.stored.truncate(2 * PART_BYTES as usize);
+        disk.stored.truncate(2 * SEGMENT_BYTES as usize);
         let begun = disk.open(&span, 5000).expect("right").expect("here");
         assert!(matches!(disk.reach(begun, LEN), Ok(None)));
         disk.stored.truncate(100);
@@ -333,7 +333,7 @@ mod tests {
         let (content, mut disk, span) = sample(false);
         assert!(is_whole(&disk.open(&span, 10)), "zstd");
         *disk.stored.last_mut().expect("some") ^= 1;
-        assert!(disk.open(&span, 10).is_err(), "all parts are proved");
+        assert!(disk.open(&span, 10).is_err(), "all segments are proved");
         let (_, mut disk, span) = sample(true);
         let span = Span { proof: Proof::Decoded(sha256(&content)), ..span };
         assert!(is_whole(&disk.open(&span, 10)), "by its content");

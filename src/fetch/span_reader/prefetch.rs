@@ -162,9 +162,9 @@ impl SpanReader {
     pub(super) fn keep_proved(&self, i: usize, stored: Bytes) -> Result<()> {
         let span = &self.index.spans[i];
         match &span.proof {
-            Proof::Stored(parts) => {
-                let all = 0..parts.digests().len();
-                let stored = Proved::check_parts(parts, all, stored)?;
+            Proof::Stored(segments) => {
+                let all = 0..segments.digests().len();
+                let stored = Proved::check_segments(segments, all, stored)?;
                 self.keep(span.blob, &stored);
             }
             Proof::Decoded(_) => {

@@ -3,7 +3,7 @@ use std::io::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::layout::index::{Parts, Point, Proof, Span};
+use crate::layout::index::{Point, Proof, Segments, Span};
 use crate::layout::range::ByteRange;
 
 fn gzip(content: &[u8]) -> Vec<u8> {
@@ -148,7 +148,7 @@ fn hostile_headers_are_refused() {
 
 fn span(codec: Codec, skip: u64, len: u64) -> Span {
     let (blob, tar) = (ByteRange::new(0, 1), ByteRange::new(7, 7 + len));
-    Span { blob, tar, skip, codec, proof: Proof::Stored(Parts::one([0; 32])) }
+    Span { blob, tar, skip, codec, proof: Proof::Stored(Segments::one([0; 32])) }
 }
 
 #[test]

@@ -43,11 +43,11 @@ fn check_spans(index: &LayerIndex) -> Result<(), String> {
             ));
         }
         check_codec(span, &mut window_end).map_err(|e| format!("a span of blob {blob}: {e}"))?;
-        if let Proof::Stored(parts) = &span.proof
-            && !parts.fit(blob.len())
+        if let Proof::Stored(segments) = &span.proof
+            && !segments.fit(blob.len())
         {
-            let count = parts.digests().len();
-            return Err(format!("a span of blob {blob}: {count} digests of its parts"));
+            let count = segments.digests().len();
+            return Err(format!("a span of blob {blob}: {count} digests of its segments"));
         }
         (blob_start, tar_end) = (blob.start, tar.end);
     }

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::layout::digest::Digest;
     use crate::layout::entry::{Attributes, Chunk, Entry};
-    use crate::layout::index::{Codec, Parts, Proof, Span};
+    use crate::layout::index::{Codec, Proof, Segments, Span};
     use crate::layout::range::ByteRange;
 
     fn file(path: &str, tar: ByteRange) -> Entry {
@@ -62,7 +62,7 @@ mod tests {
             tar: at(i),
             skip: 0,
             codec: Codec::Stored,
-            proof: Proof::Stored(Parts::one([0; 32])),
+            proof: Proof::Stored(Segments::one([0; 32])),
         };
         let spans: Vec<Span> = (0..paths.len()).map(span).collect();
         let size = paths.len() as u64 * 10;
@@ -87,7 +87,7 @@ mod tests {
             tar: ByteRange::new(0, 10),
             skip: 0,
             codec: Codec::Stored,
-            proof: Proof::Stored(Parts::one([0; 32])),
+            proof: Proof::Stored(Segments::one([0; 32])),
         };
         let folder = Entry { kind: EntryKind::Directory, ..file(".prefetch.landmark", span.tar) };
         for mark in [file(".prefetch.landmark", ByteRange::new(0, 0)), folder] {

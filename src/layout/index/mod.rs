@@ -4,14 +4,14 @@
 
 mod check;
 pub mod landmark;
-mod parts;
 pub mod saved;
 pub mod scan;
+mod segments;
 pub mod spans;
 pub mod window;
 
 pub use check::check;
-pub use parts::{PART_BYTES, Parts};
+pub use segments::{SEGMENT_BYTES, Segments};
 
 use super::digest::Digest;
 use super::entry::Entry;
@@ -74,7 +74,7 @@ pub struct Span {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
     /// Of the span's bytes of the blob.
-    Stored(Parts),
+    Stored(Segments),
     /// sha256 of the bytes that it decodes to, without those that are passed over.
     Decoded([u8; 32]),
 }

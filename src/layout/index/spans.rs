@@ -1,6 +1,6 @@
 //! Cuts a blob into spans while it passes: digests for each, and a window where one is needed.
 
-use super::parts::PartsHasher;
+use super::segments::SegmentsHasher;
 use super::window::{Packer, Tracer};
 use super::{Codec, Point, Proof, Span};
 use crate::layout::codec::{Start, Within};
@@ -36,7 +36,7 @@ pub struct SpanBuilder {
 /// A span whose end has not come by.
 struct Open {
     start: Start,
-    hasher: PartsHasher,
+    hasher: SegmentsHasher,
     head: Vec<u8>,
 }
 
@@ -48,7 +48,7 @@ struct Along<'a> {
 
 impl Open {
     fn new(start: Start) -> Self {
-        Open { start, hasher: PartsHasher::default(), head: Vec::new() }
+        Open { start, hasher: SegmentsHasher::default(), head: Vec::new() }
     }
 
     fn update(&mut self, bytes: &[u8], along: &mut Along<'_>) {

@@ -8,7 +8,7 @@ use std::io::Write as _;
 
 use super::*;
 use crate::layout::entry::{Chunk, Time};
-use crate::layout::index::{Parts, Proof, SPAN_DECODED_BYTES_MAX};
+use crate::layout::index::{Proof, SPAN_DECODED_BYTES_MAX, Segments};
 
 /// Where contents end and the table's frame begins in these blobs.
 const PAYLOAD_END: u64 = 10_000;

@@ -204,7 +204,7 @@ async fn a_wrong_byte_behind_what_is_wanted_makes_the_span_be_fetched() {
     assert_eq!(source.asked(), [stored], "what was here was given out");
 }
 
-/// What a life of a cache leaves of a blob whose only span has seven parts: the part, or the whole
+/// What a life of a cache leaves of a blob whose only span has seven segments: the part, or the whole
 /// blob. Its last bytes are wrong.
 async fn damaged_at_its_end(sample: &Sample, is_whole: bool) -> tempfile::TempDir {
     let cache = tempfile::tempdir().expect("a directory");
@@ -224,8 +224,8 @@ async fn damaged_at_its_end(sample: &Sample, is_whole: bool) -> tempfile::TempDi
 }
 
 #[tokio::test]
-async fn a_wrong_byte_of_a_part_that_is_not_needed_costs_nothing_until_somebody_needs_it() {
-    let sample = Sample::of_parts();
+async fn a_wrong_byte_of_a_segment_that_is_not_needed_costs_nothing_until_somebody_needs_it() {
+    let sample = Sample::of_segments();
     let (span, stored) = (sample.index.spans[0].tar, sample.index.spans[0].blob);
     let (first, last) = (ByteRange::at(span.start, 10), ByteRange::at(span.end - 10, 10));
     let of = |tar: ByteRange| &sample.tar[tar.start as usize..tar.end as usize];

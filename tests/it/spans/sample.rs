@@ -10,7 +10,7 @@ use layoutfs::layout::entry::{Chunk, EntryKind};
 use layoutfs::layout::error::Error;
 use layoutfs::layout::index::scan::ScannedLayer;
 use layoutfs::layout::index::spans::SpanBuilder;
-use layoutfs::layout::index::{Codec, LayerIndex, PART_BYTES, Proof, Span};
+use layoutfs::layout::index::{Codec, LayerIndex, Proof, SEGMENT_BYTES, Span};
 use layoutfs::layout::plan::{Slice, plan_read};
 use layoutfs::layout::range::ByteRange;
 use layoutfs::layout::tar::TarParser;
@@ -93,7 +93,7 @@ fn any_content() -> impl Strategy<Value = Vec<u8>> {
 }
 
 prop_compose! {
-    /// A layer with seek points about `spacing` bytes apart. Some spans are of several parts.
+    /// A layer with seek points about `spacing` bytes apart. Some spans are of several segments.
     pub fn any_sample()(
         contents in prop::collection::vec(any_content(), 1..12),
         writer in any_writer(),
@@ -142,13 +142,13 @@ impl Sample {
         sample(&[generated("members", 20_000).to_vec()], writer, 3000)
     }
 
-    /// One span of seven parts.
-    pub fn of_parts() -> Self {
+    /// One span of seven segments.
+    pub fn of_segments() -> Self {
         let whole = usize::MAX;
         let writer = Writer::Gzip { level: 6, member_bytes: whole, block_bytes: whole };
         let sample = sample(&[generated("parts", 400_000).to_vec()], writer, 1 << 20);
         let [span] = &sample.index.spans[..] else { panic!("{:?}", sample.index.spans) };
-        assert_eq!(span.blob.len().div_ceil(PART_BYTES), 7);
+        assert_eq!(span.blob.len().div_ceil(SEGMENT_BYTES), 7);
         sample
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::super::{Codec, Parts, Point, Proof, Span};
+use super::super::{Codec, Point, Proof, Segments, Span};
 use super::is_contiguous;
 use crate::layout::entry::{Attributes, Chunk, Entry, EntryKind, Time};
 use crate::layout::error::Error;
@@ -174,7 +174,7 @@ pub(super) fn write_span(
         Codec::Deflate(Point { bits, window }) => (DEFLATE, *bits, *window),
     };
     let (proof, digests) = match proof {
-        Proof::Stored(parts) => (PROOF_STORED, parts.digests()),
+        Proof::Stored(segments) => (PROOF_STORED, segments.digests()),
         Proof::Decoded(sha256) => (PROOF_DECODED, std::slice::from_ref(sha256)),
     };
     put(bytes, [blob.start, blob.end, tar.start, tar.end, *skip, window.start, window.end]);
@@ -206,7 +206,7 @@ pub(super) fn read_span(
         return Err("a span with more than belongs to it".to_owned());
     }
     let proof = match (proof, own) {
-        (PROOF_STORED, own) => Proof::Stored(Parts::new(own.iter().copied())),
+        (PROOF_STORED, own) => Proof::Stored(Segments::new(own.iter().copied())),
         (PROOF_DECODED, [sha256]) => Proof::Decoded(*sha256),
         (proof, _) => return Err(format!("a span with {count} digests as proof {proof}")),
     };

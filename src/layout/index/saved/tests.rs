@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::SPAN_DECODED_BYTES_MAX;
 use super::*;
 use crate::layout::entry::{Attributes, Chunk, Time};
-use crate::layout::index::{Codec, PART_BYTES, Parts, Point, Proof};
+use crate::layout::index::{Codec, Point, Proof, SEGMENT_BYTES, Segments};
 use crate::layout::range::ByteRange;
 
 const TAR_SIZE: u64 = 100_000;
@@ -25,7 +25,7 @@ fn small() -> LayerIndex {
     let sparse =
         vec![chunk(0, ByteRange::new(2048, 2050)), chunk(1 << 40, ByteRange::new(2050, 2060))];
     let plain = vec![chunk(0, ByteRange::new(1536, 1546))];
-    let proof = Proof::Stored(Parts::one([7; 32]));
+    let proof = Proof::Stored(Segments::one([7; 32]));
     let span = |blob, tar, codec| Span { blob, tar, skip: 0, codec, proof: proof.clone() };
     let point =
         |bits, start, end| Codec::Deflate(Point { bits, window: ByteRange::new(start, end) });
@@ -50,9 +50,9 @@ fn small() -> LayerIndex {
             span(ByteRange::new(499, 510), ByteRange::new(1000, 2000), point(3, 0, 2)),
             span(ByteRange::new(510, 511), ByteRange::new(2000, 3000), point(0, 2, 2)),
             Span {
-                proof: Proof::Stored(Parts::new([[1; 32], [2; 32], [3; 32]])),
+                proof: Proof::Stored(Segments::new([[1; 32], [2; 32], [3; 32]])),
                 ..span(
-                    ByteRange::new(510, 511 + 2 * PART_BYTES),
+                    ByteRange::new(510, 511 + 2 * SEGMENT_BYTES),
                     ByteRange::new(3000, TAR_SIZE - 1),
                     point(7, 2, 5),
                 )
@@ -197,12 +197,15 @@ const BREAKS: [(Break, &str); 20] = [
     (|index| index.spans[0].codec = Codec::Stored, ": stored, and tar "),
     (|index| index.spans[4].skip = SPAN_DECODED_BYTES_MAX + 1, ": it passes over 8388609 bytes"),
     (|index| index.windows.push(0), "windows of 5 bytes, not 6"),
-    (|index| index.spans[3].blob.end -= 1, ": 3 digests of its parts"),
+    (|index| index.spans[3].blob.end -= 1, ": 3 digests of its segments"),
     (
-        |index| index.spans[3].proof = Proof::Stored(Parts::new([[1; 32]; 2])),
-        ": 2 digests of its parts",
+        |index| index.spans[3].proof = Proof::Stored(Segments::new([[1; 32]; 2])),
+        ": 2 digests of its segments",
     ),
-    (|index| index.spans[0].proof = Proof::Stored(Parts::new([])), ": 0 digests of its parts"),
+    (
+        |index| index.spans[0].proof = Proof::Stored(Segments::new([])),
+        ": 0 digests of its segments",
+    ),
     (|index| index.spans[3].codec = index.spans[2].codec, "windows of 2 bytes, not 5"),
     (
         |index| {

@@ -113,7 +113,7 @@ fn a_landmark_tells_that_the_table_is_a_file_of_the_layer() {
             _ => vec![],
         };
         let bytes = &stored[range(span.blob, PAYLOAD_END)];
-        assert_eq!(Proof::Stored(Parts::of(bytes)), span.proof);
+        assert_eq!(Proof::Stored(Segments::of(bytes)), span.proof);
         content.extend(decode_span(span, &window, bytes).unwrap());
     }
     let tar = chunks[0].tar;

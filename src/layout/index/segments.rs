@@ -1,4 +1,4 @@
-//! Parts: pieces of a span's stored bytes, each with a digest: its start is proved without its end.
+//! Segments: pieces of a span's stored bytes, each with a digest: its start is proved without its end.
 
 use std::ops::Range;
 
@@ -6,29 +6,29 @@ use crate::layout::digest::{Digest, Hasher};
 use crate::layout::error::Result;
 use crate::layout::range::ByteRange;
 
-/// Stored bytes of a part; the last one of a span may have fewer. A read of one byte reads and hashes
-/// up to so many that it does not decode, and each part takes 32 bytes of an index.
-pub const PART_BYTES: u64 = 64 << 10;
+/// Stored bytes of a segment; the last one of a span may have fewer. A read of one byte reads and hashes
+/// up to so many that it does not decode, and each segment takes 32 bytes of an index.
+pub const SEGMENT_BYTES: u64 = 64 << 10;
 
-/// sha256 of each part of a span, in their order. A span to which somebody else has given one digest
-/// is one part, however long it is.
+/// sha256 of each segment of a span, in their order. A span to which somebody else has given one digest
+/// is one segment, however long it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parts(Box<[[u8; 32]]>);
+pub struct Segments(Box<[[u8; 32]]>);
 
-impl Parts {
+impl Segments {
     /// These digests. How many there may be is for [`check`](mod@super::check) to see.
     pub fn new(digests: impl IntoIterator<Item = [u8; 32]>) -> Self {
-        Parts(digests.into_iter().collect())
+        Segments(digests.into_iter().collect())
     }
 
     /// One digest: of all of the span.
     pub fn one(sha256: [u8; 32]) -> Self {
-        Parts(Box::new([sha256]))
+        Segments(Box::new([sha256]))
     }
 
     /// Those of the span whose stored bytes these are.
     pub fn of(stored: &[u8]) -> Self {
-        let mut hasher = PartsHasher::default();
+        let mut hasher = SegmentsHasher::default();
         hasher.update_with(stored, &mut Hasher::sha256(), &[]);
         hasher.finish()
     }
@@ -40,19 +40,19 @@ impl Parts {
 
     /// So many are right for a span of `len` stored bytes.
     pub fn fit(&self, len: u64) -> bool {
-        self.0.len() == 1 || self.0.len() as u64 == len.div_ceil(PART_BYTES)
+        self.0.len() == 1 || self.0.len() as u64 == len.div_ceil(SEGMENT_BYTES)
     }
 
-    /// Where the parts `numbers` (there is one, at least) are in a span of `len` stored bytes.
+    /// Where the segments `numbers` (there is one, at least) are in a span of `len` stored bytes.
     pub fn range(&self, numbers: Range<usize>, len: u64) -> ByteRange {
         let end = match numbers.end {
             end if end >= self.0.len() => len,
-            end => PART_BYTES * end as u64,
+            end => SEGMENT_BYTES * end as u64,
         };
-        ByteRange::new(PART_BYTES * numbers.start as u64, end)
+        ByteRange::new(SEGMENT_BYTES * numbers.start as u64, end)
     }
 
-    /// Compares `stored`, all bytes of the parts `numbers`, with their digests.
+    /// Compares `stored`, all bytes of the segments `numbers`, with their digests.
     ///
     /// # Errors
     /// [`Error::DigestMismatch`](crate::layout::error::Error::DigestMismatch) of one that is wrong.
@@ -60,7 +60,7 @@ impl Parts {
         let Range { start: first, end } = numbers;
         // What is too much or too little is of the last one, and makes it wrong.
         let piece = |number: usize| {
-            let at = |parts: usize| stored.len().min(parts * PART_BYTES as usize);
+            let at = |segments: usize| stored.len().min(segments * SEGMENT_BYTES as usize);
             let piece_end = if number + 1 == end { stored.len() } else { at(number + 1 - first) };
             &stored[at(number - first)..piece_end]
         };
@@ -79,29 +79,29 @@ impl Parts {
     }
 }
 
-/// Hashes the parts of a span while its bytes pass.
-pub(super) struct PartsHasher {
+/// Hashes the segments of a span while its bytes pass.
+pub(super) struct SegmentsHasher {
     ended: Vec<[u8; 32]>,
     hasher: Hasher,
-    /// Bytes of the part that has not ended.
+    /// Bytes of the segment that has not ended.
     bytes: u64,
 }
 
-impl Default for PartsHasher {
+impl Default for SegmentsHasher {
     fn default() -> Self {
-        PartsHasher { ended: Vec::new(), hasher: Hasher::sha256(), bytes: 0 }
+        SegmentsHasher { ended: Vec::new(), hasher: Hasher::sha256(), bytes: 0 }
     }
 }
 
-impl PartsHasher {
+impl SegmentsHasher {
     /// Adds bytes, and others to `other`: see [`Hasher::update_with`].
     pub(super) fn update_with(&mut self, bytes: &[u8], other: &mut Hasher, others: &[u8]) {
         let (mut bytes, mut others) = (bytes, others);
         while !bytes.is_empty() {
-            if self.bytes == PART_BYTES {
-                self.end_part();
+            if self.bytes == SEGMENT_BYTES {
+                self.end_segment();
             }
-            let now = bytes.len().min((PART_BYTES - self.bytes) as usize);
+            let now = bytes.len().min((SEGMENT_BYTES - self.bytes) as usize);
             let (piece, others_piece);
             (piece, bytes) = bytes.split_at(now);
             (others_piece, others) = others.split_at(now.min(others.len()));
@@ -111,7 +111,7 @@ impl PartsHasher {
         other.update(others);
     }
 
-    fn end_part(&mut self) {
+    fn end_segment(&mut self) {
         let hasher = std::mem::replace(&mut self.hasher, Hasher::sha256());
         // A hasher of sha256 gives no other.
         if let Digest::Sha256(sha256) = hasher.finish() {
@@ -121,9 +121,9 @@ impl PartsHasher {
     }
 
     /// The digests of all bytes added; one if there were none.
-    pub(super) fn finish(mut self) -> Parts {
-        self.end_part();
-        Parts::new(self.ended)
+    pub(super) fn finish(mut self) -> Segments {
+        self.end_segment();
+        Segments::new(self.ended)
     }
 }
 
@@ -131,7 +131,7 @@ impl PartsHasher {
 mod tests {
     use super::*;
 
-    const PART: usize = PART_BYTES as usize;
+    const SEGMENT: usize = SEGMENT_BYTES as usize;
 
     fn sha256(bytes: &[u8]) -> [u8; 32] {
         match Digest::sha256_of(bytes) {
@@ -145,18 +145,18 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_cut_at_the_multiples_of_their_size_however_the_bytes_come() {
-        for len in [0, 1, PART - 1, PART, PART + 1, 2 * PART, 5 * PART + 77] {
+    fn segments_are_cut_at_the_multiples_of_their_size_however_the_bytes_come() {
+        for len in [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 5 * SEGMENT + 77] {
             let stored = stored(len);
-            let whole = Parts::of(&stored);
-            let expected: Vec<_> = stored.chunks(PART).map(sha256).collect();
+            let whole = Segments::of(&stored);
+            let expected: Vec<_> = stored.chunks(SEGMENT).map(sha256).collect();
             match len {
-                0 => assert_eq!(whole, Parts::one(sha256(b""))),
+                0 => assert_eq!(whole, Segments::one(sha256(b""))),
                 _ => assert_eq!(whole.digests(), expected),
             }
-            assert!(whole.fit(len as u64) && Parts::one([7; 32]).fit(len as u64), "{len}");
-            for step in [777, PART - 3, PART, 3 * PART] {
-                let (mut hasher, mut other) = (PartsHasher::default(), Hasher::sha256());
+            assert!(whole.fit(len as u64) && Segments::one([7; 32]).fit(len as u64), "{len}");
+            for step in [777, SEGMENT - 3, SEGMENT, 3 * SEGMENT] {
+                let (mut hasher, mut other) = (SegmentsHasher::default(), Hasher::sha256());
                 let mut others = &stored[..len / 2];
                 for piece in stored.chunks(step) {
                     let now = others.split_off(..others.len().min(piece.len() + 9));
@@ -170,31 +170,31 @@ mod tests {
     }
 
     #[test]
-    fn some_parts_are_verified_without_the_others() {
-        let mut stored = stored(4 * PART + 10);
-        let (parts, len) = (Parts::of(&stored), stored.len() as u64);
-        assert!(!parts.fit(len + PART_BYTES) && !parts.fit(4 * PART_BYTES));
-        assert_eq!(parts.range(0..5, len), ByteRange::new(0, len));
-        assert_eq!(parts.range(3..4, len), ByteRange::new(3 * PART_BYTES, 4 * PART_BYTES));
-        assert_eq!(parts.range(4..5, len), ByteRange::new(4 * PART_BYTES, len));
-        assert_eq!(Parts::one([7; 32]).range(0..1, len), ByteRange::new(0, len));
+    fn some_segments_are_verified_without_the_others() {
+        let mut stored = stored(4 * SEGMENT + 10);
+        let (segments, len) = (Segments::of(&stored), stored.len() as u64);
+        assert!(!segments.fit(len + SEGMENT_BYTES) && !segments.fit(4 * SEGMENT_BYTES));
+        assert_eq!(segments.range(0..5, len), ByteRange::new(0, len));
+        assert_eq!(segments.range(3..4, len), ByteRange::new(3 * SEGMENT_BYTES, 4 * SEGMENT_BYTES));
+        assert_eq!(segments.range(4..5, len), ByteRange::new(4 * SEGMENT_BYTES, len));
+        assert_eq!(Segments::one([7; 32]).range(0..1, len), ByteRange::new(0, len));
         for first in 0..5 {
             for end in first + 1..=5 {
-                let range = parts.range(first..end, len);
+                let range = segments.range(first..end, len);
                 let (start, behind) = (range.start as usize, range.end as usize);
                 let bytes = &stored[start..behind];
-                assert_eq!(parts.verify(first..end, bytes), Ok(()), "{first}..{end}");
-                assert!(parts.verify(first..end, &bytes[..bytes.len() - 1]).is_err());
-                assert!(parts.verify(first..end, &[bytes, b"x"].concat()).is_err());
-                assert!(parts.verify(first..end, &[]).is_err());
+                assert_eq!(segments.verify(first..end, bytes), Ok(()), "{first}..{end}");
+                assert!(segments.verify(first..end, &bytes[..bytes.len() - 1]).is_err());
+                assert!(segments.verify(first..end, &[bytes, b"x"].concat()).is_err());
+                assert!(segments.verify(first..end, &[]).is_err());
                 for at in [start, behind - 1, (start + behind) / 2] {
                     stored[at] ^= 1;
-                    assert!(parts.verify(first..end, &stored[start..behind]).is_err(), "{at}");
+                    assert!(segments.verify(first..end, &stored[start..behind]).is_err(), "{at}");
                     stored[at] ^= 1;
                 }
             }
         }
-        assert_eq!(Parts::one(sha256(&stored)).verify(0..1, &stored), Ok(()));
-        assert!(Parts::one(sha256(&stored)).verify(0..1, &stored[1..]).is_err());
+        assert_eq!(Segments::one(sha256(&stored)).verify(0..1, &stored), Ok(()));
+        assert!(Segments::one(sha256(&stored)).verify(0..1, &stored[1..]).is_err());
     }
 }
