@@ -40,7 +40,10 @@ impl Opens {
         }
         let known = match self.passthrough.held(id) {
             Held::Ordinary => Known::Not,
-            Held::Passed(file) if file.is_unchanged() => Known::Not,
+            // Those who have it open may close it before this open is counted.
+            Held::Passed(file) if file.is_unchanged() => {
+                return self.decide(view, id, flags, Some(file), reply);
+            }
             Held::Passed(file) => return self.prove_again(view, id, flags, file, reply),
             // Alignment is the reader's business then, and ours has none.
             Held::No if is_direct(flags) || !self.passthrough.may_ask() => Known::Not,
@@ -48,11 +51,11 @@ impl Opens {
         };
         match known {
             Known::Not => self.decide(view, id, flags, None, reply),
-            Known::Whole(file) => self.decide(view, id, flags, Some(file), reply),
+            Known::Whole(file) => self.decide(view, id, flags, Some(Arc::new(file)), reply),
             Known::Unproved => {
                 let (view, runtime) = (view.clone(), self.runtime.clone());
                 runtime.spawn(async move {
-                    let file = view.whole_file(id).await;
+                    let file = view.whole_file(id).await.map(Arc::new);
                     self.decide(&view, id, flags, file, reply);
                 });
             }
@@ -65,7 +68,7 @@ impl Opens {
         view: &View,
         id: NodeId,
         flags: OpenFlags,
-        file: Option<WholeFile>,
+        file: Option<Arc<WholeFile>>,
         reply: ReplyOpen,
     ) {
         let register = |file: &File| reply.open_backing(file);
@@ -97,7 +100,7 @@ impl Opens {
         let view = view.clone();
         let runtime = self.runtime.clone();
         runtime.spawn_blocking(move || match file.prove() {
-            Ok(()) => self.decide(&view, id, flags, None, reply),
+            Ok(()) => self.decide(&view, id, flags, Some(file), reply),
             Err(error) => {
                 let digest = file.blob().digest;
                 tracing::error!(

@@ -89,7 +89,7 @@ impl<B> Passthrough<B> {
     pub fn open(
         &self,
         id: NodeId,
-        file: Option<WholeFile>,
+        file: Option<Arc<WholeFile>>,
         register: impl FnOnce(&File) -> io::Result<B>,
     ) -> Option<Passed<B>> {
         if !self.is_wanted {
@@ -104,7 +104,7 @@ impl<B> Passthrough<B> {
                 let file = file.filter(|_| self.may_ask());
                 let passed = file.and_then(|file| {
                     let backing = register(file.file()).map_err(|error| self.refused(&error));
-                    Some(Passed { file: Arc::new(file), backing: Arc::new(backing.ok()?) })
+                    Some(Passed { file, backing: Arc::new(backing.ok()?) })
                 });
                 vacant.insert(Open { handles: 1, passed: passed.clone() });
                 passed
@@ -150,7 +150,7 @@ mod tests {
     const ID: NodeId = NodeId(7);
 
     /// A proved blob of four bytes, and its file to write to.
-    fn whole(origin: Origin) -> (WholeFile, File) {
+    fn whole(origin: Origin) -> (Arc<WholeFile>, File) {
         let file = tempfile::tempfile().expect("a file");
         file.write_all_at(b"blob", 0).expect("written");
         let blob = Blob { digest: Digest::sha256_of(b"blob"), size: 4 };
@@ -161,7 +161,7 @@ mod tests {
             arrival.wait(Until::Proved, Deadline::after(Duration::from_secs(5))).await?;
             Ok::<_, crate::fetch::Error>(arrival.whole_file())
         });
-        (whole.expect("proved").expect("whole"), file)
+        (Arc::new(whole.expect("proved").expect("whole")), file)
     }
 
     /// Writes, at another time than before: a file's times may be coarse.
@@ -194,6 +194,10 @@ mod tests {
         opens.release(ID);
         assert!(opens.open(ID, None, other).is_some());
         opens.release(ID);
+        let Held::Passed(file) = opens.held(ID) else { panic!("one still has it open") };
+        opens.release(ID);
+        // Whoever came while the last one closed it.
+        assert!(opens.open(ID, Some(file), accept).is_some());
         opens.release(ID);
         assert!(opens.open(ID, None, accept).is_none());
     }
