@@ -31,8 +31,10 @@ pub enum Opened {
 
 /// A span that is decoded up to some place.
 pub struct Begun {
-    span: Span,
     segments: Segments,
+    /// Bytes that are stored of the span, and that it decodes to.
+    stored: u64,
+    len: u64,
     decoder: SpanDecoder,
     /// How many segments were read and proved; and what of them the decoder has not used.
     known: usize,
@@ -56,14 +58,15 @@ impl Opened {
         match &span.proof {
             Proof::Stored(segments) => {
                 let upto = if can_stop(span) { upto } else { u64::MAX };
-                let number = likely(span, segments, upto);
-                let range = segments.range(0..number, span.blob.len());
+                let (stored_bytes, len) = (span.blob.len(), span.tar.len());
+                let number = likely(segments, len, upto);
+                let range = segments.range(0..number, stored_bytes);
                 let Some(stored) = read(range)? else { return Ok(None) };
                 let unused = Proved::check_segments(segments, 0..number, stored)?;
                 let decoder = SpanDecoder::new(span, window, unused.first().copied())?;
                 let unused = unused.part(decoder.used()..unused.len());
-                let (span, segments) = (span.clone(), segments.clone());
-                let begun = Begun { span, segments, decoder, known: number, unused };
+                let (segments, known) = (segments.clone(), number);
+                let begun = Begun { segments, stored: stored_bytes, len, decoder, known, unused };
                 Opened::Begun(Box::new(begun)).reach(upto, read)
             }
             Proof::Decoded(sha256) => {
@@ -123,7 +126,7 @@ impl Opened {
     pub fn memory_bytes(&self) -> usize {
         match self {
             Opened::Whole(whole) => whole.len(),
-            Opened::Begun(begun) => begun_bytes(begun.unused.len(), &begun.span),
+            Opened::Begun(begun) => begun_bytes(begun.unused.len() as u64, begun.len),
         }
     }
 }
@@ -143,8 +146,8 @@ impl Begun {
             if self.known == self.segments.digests().len() {
                 return Err(self.decoder.too_short().into());
             }
-            let next = self.known..likely(&self.span, &self.segments, upto).max(self.known + 1);
-            let range = self.segments.range(next.clone(), self.span.blob.len());
+            let next = self.known..likely(&self.segments, self.len, upto).max(self.known + 1);
+            let range = self.segments.range(next.clone(), self.stored);
             let Some(stored) = read(range)? else { return Ok(false) };
             self.unused = Proved::check_segments(&self.segments, next.clone(), stored)?;
             self.known = next.end;
@@ -152,7 +155,7 @@ impl Begun {
     }
 
     fn is_whole(&self) -> bool {
-        self.decoder.decoded().len() as u64 == self.span.tar.len()
+        self.decoder.decoded().len() as u64 == self.len
     }
 
     /// What was made of proved bytes alone.
@@ -161,9 +164,10 @@ impl Begun {
     }
 }
 
-/// How many segments `upto` bytes of `span` take if it is packed alike everywhere; at least one.
-fn likely(span: &Span, segments: &Segments, upto: u64) -> usize {
-    let (count, len) = (segments.digests().len() as u64, span.tar.len().max(1));
+/// How many segments `upto` bytes of a span take that decodes to `len`, if it is packed alike
+/// everywhere; at least one.
+fn likely(segments: &Segments, len: u64, upto: u64) -> usize {
+    let (count, len) = (segments.digests().len() as u64, len.max(1));
     // Both are far below 2^32 of spans that are read.
     let likely = count.saturating_mul(upto.min(len)).div_ceil(len);
     likely.clamp(1, count.max(1)) as usize
@@ -171,11 +175,11 @@ fn likely(span: &Span, segments: &Segments, upto: u64) -> usize {
 
 /// Most memory that `span` takes when it is begun, with room for all that it decodes to.
 pub fn bytes_if_begun(span: &Span) -> usize {
-    begun_bytes(span.blob.len() as usize, span)
+    begun_bytes(span.blob.len(), span.tar.len())
 }
 
-fn begun_bytes(unused: usize, span: &Span) -> usize {
-    unused + span.tar.len() as usize + INFLATER_BYTES
+fn begun_bytes(unused: u64, decoded: u64) -> usize {
+    (unused + decoded) as usize + INFLATER_BYTES
 }
 
 /// The decoder takes little memory wherever it stops: that of zstd may have a window of 128 MiB.

@@ -14,7 +14,7 @@ use crate::layout::index::Span;
 use crate::layout::range::ByteRange;
 
 /// Where the bytes of a span are.
-enum Place {
+enum Found {
     /// In the whole blob, which may be the cache's.
     Whole {
         file: File,
@@ -119,25 +119,25 @@ impl SpanReader {
     /// are there and right. Wrong or unreadable bytes are named in the log, and fetched.
     fn local_span(&self, i: usize, begun: Option<Opened>, upto: u64) -> Result<Option<Opened>> {
         let span = &self.index.spans[i];
-        let mut place = None;
+        let mut found = None;
         let mut read = |range: ByteRange| {
-            let place = match &mut place {
-                Some(place) => place,
-                none => none.insert(self.place_of(span)?),
+            let found = match &mut found {
+                Some(found) => found,
+                none => none.insert(self.find(span)?),
             };
-            let (Place::Whole { file, .. } | Place::Part(file)) = place else { return Ok(None) };
+            let (Found::Whole { file, .. } | Found::Part(file)) = found else { return Ok(None) };
             let range = ByteRange::at(span.blob.start + range.start, range.len());
             read_exact_at(file, range).map(|bytes| Some(bytes.into()))
         };
         match self.reach(i, begun, upto, &mut read) {
             Err(error) if error.kind == ErrorKind::Invalid => Err(error),
-            Err(error) => match place {
-                Some(Place::Whole { file, .. }) if self.is_index_wrong(&file) => {
+            Err(error) => match found {
+                Some(Found::Whole { file, .. }) if self.is_index_wrong(&file) => {
                     Err(self.refuted(&error))
                 }
-                Some(place) => {
+                Some(found) => {
                     tracing::warn!(%error, "local bytes are damaged, fetching them again");
-                    self.give_up(span, &place);
+                    self.give_up(span, &found);
                     Ok(None)
                 }
                 None => Err(error),
@@ -146,11 +146,11 @@ impl SpanReader {
         }
     }
 
-    /// What is in `place` of the span is not used again.
-    fn give_up(&self, span: &Span, place: &Place) {
+    /// What was `found` of the span is not used again.
+    fn give_up(&self, span: &Span, found: &Found) {
         let (blob, cache) = (&self.layer.blob, self.store.cache());
-        match place {
-            Place::Whole { is_cached: true, .. } => {
+        match found {
+            Found::Whole { is_cached: true, .. } => {
                 let demoted = cache.demote_blob(blob, span.blob);
                 let part = demoted.and_then(|()| cache.open_part(blob).map(Some));
                 *self.part.lock().unwrap_or_else(PoisonError::into_inner) = cache.found(part);
@@ -164,13 +164,13 @@ impl SpanReader {
         }
     }
 
-    fn place_of(&self, span: &Span) -> Result<Place> {
+    fn find(&self, span: &Span) -> Result<Found> {
         match self.store.open_local(&self.layer.blob)? {
-            Some((file, is_cached)) => Ok(Place::Whole { file, is_cached }),
+            Some((file, is_cached)) => Ok(Found::Whole { file, is_cached }),
             None => {
                 let found = self.resident_in(span).transpose();
                 let file = found.inspect_err(|error| tracing::warn!(%error, "fetching it again"));
-                Ok(file.ok().flatten().map_or(Place::Nowhere, Place::Part))
+                Ok(file.ok().flatten().map_or(Found::Nowhere, Found::Part))
             }
         }
     }
