@@ -82,7 +82,7 @@ fn parse<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Result<Vec<Entry>> {
 
 fn index_of(entries: Vec<Entry>, tar_size: u64) -> LayerIndex {
     let whole = ByteRange::new(0, tar_size);
-    let proof = Proof::Stored(Segments::one([0; 32]));
+    let proof = Proof::Stored(Segments::One([0; 32]));
     let span = Span { blob: whole, tar: whole, skip: 0, codec: Codec::Stored, proof };
     let spans = if tar_size == 0 { vec![] } else { vec![span] };
     let (origin, diff_id, windows) = (Origin::OnePass, Digest::sha256_of(b""), Vec::new());
@@ -103,7 +103,7 @@ pub fn scan(bytes: &[u8]) {
         let content = &tar[span.tar.start as usize..span.tar.end as usize];
         let window = index.window(span).expect("windows of ours");
         assert_eq!(codec::decode_span(span, &window, part).as_deref(), Ok(content));
-        assert_eq!(span.proof, Proof::Stored(Segments::of(part)));
+        assert_eq!(span.proof, Proof::Stored(Segments::of(blob, span.blob)));
     }
     let saved = saved::encode(&index).expect("a scanned layer keeps the rules");
     assert_eq!(saved::decode(&saved), Ok(index));
@@ -149,7 +149,7 @@ pub fn starts(bytes: &[u8]) {
         };
         let tar = ByteRange::new(start.tar, content.len() as u64);
         let (blob, proof) =
-            (ByteRange::new(start.blob, blob.len() as u64), Proof::Stored(Segments::one([0; 32])));
+            (ByteRange::new(start.blob, blob.len() as u64), Proof::Stored(Segments::One([0; 32])));
         let span = Span { blob, tar, skip: 0, codec, proof };
         let decoded = codec::decode_span(&span, &window, behind);
         assert_eq!(decoded.as_deref(), Ok(&content[start.tar as usize..]));
@@ -199,7 +199,7 @@ pub fn saved_index(bytes: &[u8]) {
 }
 
 /// Where the counts of a saved index end, and the sizes of its tables and windows follow.
-const SAVED_COUNTS: usize = 8 + 4 + 4 + 64 + 8 + 8 + 7 * 8;
+const SAVED_COUNTS: usize = 8 + 4 + 4 + 64 + 8 + 8 + 8 * 8;
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {
     match Digest::sha256_of(bytes) {

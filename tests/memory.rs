@@ -65,7 +65,7 @@ fn index() -> LayerIndex {
     let mut tar_size = 0;
     let entries: Vec<Entry> = (0..ENTRIES).map(|number| entry(number, &mut tar_size)).collect();
     let whole = ByteRange::new(0, tar_size);
-    let (codec, proof) = (Codec::Stored, Proof::Stored(Segments::one([0; 32])));
+    let (codec, proof) = (Codec::Stored, Proof::Stored(Segments::One([0; 32])));
     let spans = vec![Span { blob: whole, tar: whole, skip: 0, codec, proof }];
     let diff_id = Digest::sha256_of(b"a layer");
     let (origin, windows) = (Origin::OnePass, Vec::new());

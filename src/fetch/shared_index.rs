@@ -300,7 +300,7 @@ mod tests {
             tar: ByteRange::new(0, 1024),
             skip: 0,
             codec: Codec::Stored,
-            proof: Proof::Stored(Segments::one([7; 32])),
+            proof: Proof::Stored(Segments::One([7; 32])),
         };
         let diff_id = Digest::sha256_of(b"tar");
         let index = LayerIndex::plain(diff_id, 1024, vec![], vec![span]);

@@ -115,7 +115,7 @@ mod tests {
         encoder.write_all(&content).expect("memory is writable");
         let stored = encoder.finish().expect("memory is writable");
         let (blob, tar) = (ByteRange::new(0, stored.len() as u64), ByteRange::new(0, 1000));
-        let proof = Proof::Stored(Segments::of(&stored));
+        let proof = Proof::Stored(Segments::of(&stored, blob));
         let span = Span { blob, tar, skip: 0, codec: Codec::Gzip, proof };
         let mut read = |_| Ok(Some(stored.clone().into()));
         let mut begun =

@@ -235,7 +235,7 @@ mod tests {
             let mut spans = Vec::new();
             for end in ends {
                 let tar = ByteRange::new(start, end);
-                let proof = Proof::Stored(Segments::one([0; 32]));
+                let proof = Proof::Stored(Segments::One([0; 32]));
                 spans.push(Span { blob: tar, tar, skip: 0, codec: Codec::Stored, proof });
                 start = end;
             }

@@ -123,7 +123,7 @@ fn members_and_frames_hold_the_same_tar() {
 
 #[test]
 fn a_saved_index_is_what_a_scan_finds() {
-    let saved_index = fixture("index-v3.layoutindex");
+    let saved_index = fixture("index-v4.layoutindex");
     let (index, _) = scan(&fixture("member.tar.gz"), 4096);
     assert!(index.spans.len() > 1 && !index.windows.is_empty(), "it is entered in its middle");
     let read = saved::decode(&saved_index).unwrap();
@@ -144,10 +144,10 @@ fn unpacked(mut index: LayerIndex) -> (Vec<Vec<u8>>, LayerIndex) {
 
 #[test]
 fn an_index_of_an_older_version_is_named_as_such() {
-    for version in [1, 2] {
+    for version in [1, 2, 3] {
         let saved_index = fixture(&format!("index-v{version}.layoutindex"));
         let error = saved::decode(&saved_index).unwrap_err().to_string();
-        assert_eq!(error, format!("saved index: written by another version: {version}, this is 3"));
+        assert_eq!(error, format!("saved index: written by another version: {version}, this is 4"));
     }
 }
 

@@ -49,7 +49,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 fn assert_decodes(index: &LayerIndex, blob: &[u8], tar: &[u8]) {
     for span in &index.spans {
         let part = &blob[span.blob.start as usize..span.blob.end as usize];
-        assert_eq!(span.proof, Proof::Stored(Segments::one(sha256(part))), "{span:?}");
+        assert_eq!(span.proof, Proof::Stored(Segments::One(sha256(part))), "{span:?}");
         let decoded = decode_span(span, &index.window(span).unwrap(), part).unwrap();
         assert!(decoded == tar[span.tar.start as usize..span.tar.end as usize], "{span:?}");
     }

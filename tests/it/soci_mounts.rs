@@ -293,7 +293,7 @@ fn an_index_of_ours_that_somebody_named_is_told_and_named_when_bytes_do_not_fit(
     let image = image(&tar, &blob, None);
     let (room, layout) = sparse(&registry, &image, "v1");
     let (mut index, _) = pass(&blob);
-    index.spans[0].proof = Proof::Stored(Segments::one([7; 32]));
+    index.spans[0].proof = Proof::Stored(Segments::One([7; 32]));
     let bytes = saved::encode(&index).unwrap();
     registry.put_blob(REPOSITORY, bytes.clone());
     registry.put_blob(REPOSITORY, EMPTY);

@@ -18,7 +18,7 @@ fn wrong_index(registry: &Registry, image: &Image) -> String {
     maker.push();
     let mut index = index_of(&maker, image);
     index.spans[0].proof = match index.spans[0].proof {
-        Proof::Stored(_) => Proof::Stored(Segments::one([7; 32])),
+        Proof::Stored(_) => Proof::Stored(Segments::One([7; 32])),
         Proof::Decoded(_) => Proof::Decoded([7; 32]),
     };
     let (image, layer) = (image.digest, image.layers[0].digest);

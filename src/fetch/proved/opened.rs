@@ -143,7 +143,7 @@ impl Begun {
                 return Ok(true);
             }
             // It is used up.
-            if self.known == self.segments.digests().len() {
+            if self.known == self.segments.count() {
                 return Err(self.decoder.too_short().into());
             }
             let next = self.known..likely(&self.segments, self.len, upto).max(self.known + 1);
@@ -167,7 +167,7 @@ impl Begun {
 /// How many segments `upto` bytes of a span take that decodes to `len`, if it is packed alike
 /// everywhere; at least one.
 fn likely(segments: &Segments, len: u64, upto: u64) -> usize {
-    let (count, len) = (segments.digests().len() as u64, len.max(1));
+    let (count, len) = (segments.count() as u64, len.max(1));
     // Both are far below 2^32 of spans that are read.
     let likely = count.saturating_mul(upto.min(len)).div_ceil(len);
     likely.clamp(1, count.max(1)) as usize
@@ -253,7 +253,7 @@ mod tests {
             false => zstd::bulk::compress(&content, 1).expect("memory is writable"),
         };
         assert!(stored.len() as u64 > 5 * SEGMENT_BYTES);
-        let proof = Proof::Stored(Segments::of(&stored));
+        let proof = Proof::Stored(Segments::of(&stored, ByteRange::new(0, stored.len() as u64)));
         let (blob, tar) = (ByteRange::at(77, stored.len() as u64), ByteRange::at(9, LEN));
         let codec = if is_gzip { Codec::Gzip } else { Codec::Zstd };
         let span = Span { blob, tar, skip: 0, codec, proof };
@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn a_span_with_one_digest_is_proved_as_a_whole() {
         let (_, mut disk, span) = sample(true);
-        let proof = Proof::Stored(Segments::one(sha256(&disk.stored)));
+        let proof = Proof::Stored(Segments::One(sha256(&disk.stored)));
         let span = Span { proof, ..span };
         assert!(matches!(disk.open(&span, 1), Ok(Some(Opened::Begun(_)))));
         assert_eq!(disk.read_bytes(), span.blob.len());

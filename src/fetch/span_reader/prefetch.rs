@@ -163,7 +163,7 @@ impl SpanReader {
         let span = &self.index.spans[i];
         match &span.proof {
             Proof::Stored(segments) => {
-                let all = 0..segments.digests().len();
+                let all = 0..segments.count();
                 let stored = Proved::check_segments(segments, all, stored)?;
                 self.keep(span.blob, &stored);
             }

@@ -148,7 +148,7 @@ fn hostile_headers_are_refused() {
 
 fn span(codec: Codec, skip: u64, len: u64) -> Span {
     let (blob, tar) = (ByteRange::new(0, 1), ByteRange::new(7, 7 + len));
-    Span { blob, tar, skip, codec, proof: Proof::Stored(Segments::one([0; 32])) }
+    Span { blob, tar, skip, codec, proof: Proof::Stored(Segments::One([0; 32])) }
 }
 
 #[test]

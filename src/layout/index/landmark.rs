@@ -62,7 +62,7 @@ mod tests {
             tar: at(i),
             skip: 0,
             codec: Codec::Stored,
-            proof: Proof::Stored(Segments::one([0; 32])),
+            proof: Proof::Stored(Segments::One([0; 32])),
         };
         let spans: Vec<Span> = (0..paths.len()).map(span).collect();
         let size = paths.len() as u64 * 10;
@@ -87,7 +87,7 @@ mod tests {
             tar: ByteRange::new(0, 10),
             skip: 0,
             codec: Codec::Stored,
-            proof: Proof::Stored(Segments::one([0; 32])),
+            proof: Proof::Stored(Segments::One([0; 32])),
         };
         let folder = Entry { kind: EntryKind::Directory, ..file(".prefetch.landmark", span.tar) };
         for mark in [file(".prefetch.landmark", ByteRange::new(0, 0)), folder] {

@@ -11,7 +11,7 @@ pub mod spans;
 pub mod window;
 
 pub use check::check;
-pub use segments::{SEGMENT_BYTES, Segments};
+pub use segments::{Chain, SEGMENT_BYTES, Segments};
 
 use super::digest::Digest;
 use super::entry::Entry;
@@ -70,7 +70,7 @@ pub struct Span {
     pub proof: Proof,
 }
 
-/// Digests that a span is held against.
+/// What a span is held against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
     /// Of the span's bytes of the blob.

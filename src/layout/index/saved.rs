@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! magic 8 | version u32 | diffID algorithm u32 | diffID 64 | tar size u64 | origin u64
-//! counts: entries, chunks, attributes, xattrs, spans, digests, heap bytes: u64 each
+//! counts: entries, chunks, attributes, xattrs, spans, digests, bytes of edges, heap bytes: u64 each
 //! bytes of the tables u64 | bytes of the windows u64
-//! tables, one zstd frame: the records of each in this order, heap | windows | sha256 of all before
+//! tables, one zstd frame: the records of each in this order, edges, heap | windows | sha256 of all before
 //! ```
 //!
 //! All numbers are little endian, all records have a fixed size. Names lie in the heap, each once:
@@ -29,11 +29,11 @@ use crate::layout::digest::Digest;
 use crate::layout::entry::{Entry, EntryKind};
 use crate::layout::error::{Error, Result};
 use crate::layout::tar::{METADATA_BYTES_MAX, metadata_bytes};
-use records::{Cursor, Tables, TablesRef, read_span, write_span};
+use records::{Cursor, Proofs, Tables, TablesRef, read_span, write_span};
 
 /// The version that this program writes, and the only one that it reads: an index is quickly built
 /// again.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 const MAGIC: &[u8; 8] = b"LAYOUTIX";
 const CHECKSUM_BYTES: usize = 32;
@@ -70,9 +70,9 @@ fn encode_at(index: &LayerIndex, level: i32) -> Result<Vec<u8>> {
         tables.add_entry(entry)?;
     }
     let mut spans = Vec::with_capacity(index.spans.len() * records::SPAN_BYTES);
-    let mut digests = Vec::new();
+    let mut proofs = Proofs::default();
     for span in &index.spans {
-        write_span(&mut spans, &mut digests, span)?;
+        write_span(&mut spans, &mut proofs, span)?;
     }
     let counts = [
         tables.entries.len() / records::ENTRY_BYTES,
@@ -80,7 +80,8 @@ fn encode_at(index: &LayerIndex, level: i32) -> Result<Vec<u8>> {
         tables.attributes.len() / records::ATTRIBUTES_BYTES,
         tables.xattrs.len() / records::XATTR_BYTES,
         index.spans.len(),
-        digests.len(),
+        proofs.digests.len(),
+        proofs.edges.len(),
         tables.heap.len(),
     ];
     let (algorithm, digest): (u32, &[u8]) = match &index.diff_id {
@@ -90,8 +91,9 @@ fn encode_at(index: &LayerIndex, level: i32) -> Result<Vec<u8>> {
     let mut padded_digest = [0; 64];
     padded_digest[..digest.len()].copy_from_slice(digest);
     let Tables { entries, chunks, attributes, xattrs, heap, .. } = &tables;
-    let plain: [&[u8]; 7] =
-        [entries, chunks, attributes, xattrs, &spans, digests.as_flattened(), heap];
+    let digests = proofs.digests.as_flattened();
+    let plain: [&[u8]; 8] =
+        [entries, chunks, attributes, xattrs, &spans, digests, &proofs.edges, heap];
     let plain = plain.concat();
     let packed = zstd::bulk::compress(&plain, level)
         .map_err(|e| Error::SavedIndex(format!("its tables cannot be compressed: {e}")))?;
@@ -154,11 +156,12 @@ fn read(mut cursor: Cursor<'_>) -> std::result::Result<LayerIndex, String> {
     let (tar_size, origin) = (cursor.u64()?, cursor.u64()?);
     let origin = usize::try_from(origin).ok().and_then(|origin| ORIGINS.get(origin).copied());
     let origin = origin.ok_or("made by something unknown")?;
-    let mut counts = [0; 9];
+    let mut counts = [0; 10];
     for count in &mut counts {
         *count = cursor.u64()?;
     }
-    let [entries, chunks, attributes, xattrs, spans, digests, heap_bytes, packed, windows] = counts;
+    let [entries, chunks, attributes, xattrs, spans, digests, edges, heap_bytes, packed, windows] =
+        counts;
     let packed = cursor.section(packed, 1)?;
     let windows = cursor.section(windows, 1)?.to_vec();
     if !cursor.0.is_empty() {
@@ -175,11 +178,12 @@ fn read(mut cursor: Cursor<'_>) -> std::result::Result<LayerIndex, String> {
     };
     let spans = cursor.section(spans, records::SPAN_BYTES)?;
     let digests = cursor.section(digests, records::DIGEST_BYTES)?;
+    let edges = cursor.section(edges, 1)?;
     let tables = TablesRef { heap: cursor.section(heap_bytes, 1)?, ..tables };
     if !cursor.0.is_empty() {
         return Err("bytes behind its last table".into());
     }
-    let (entries, spans) = (read_entries(entries, &tables)?, read_spans(spans, digests)?);
+    let (entries, spans) = (read_entries(entries, &tables)?, read_spans(spans, digests, edges)?);
     Ok(LayerIndex { origin, artifact: None, diff_id, tar_size, entries, spans, windows })
 }
 
@@ -217,15 +221,19 @@ fn read_entries(section: &[u8], tables: &TablesRef<'_>) -> std::result::Result<V
     Ok(entries)
 }
 
-/// Each span takes its digests where the one before it ended: no small file can name the same ones
-/// without end.
-fn read_spans(section: &[u8], digests: &[u8]) -> std::result::Result<Vec<Span>, String> {
+/// Each span takes its digests and edges where the one before it ended: no small file can name the same
+/// ones without end.
+fn read_spans(
+    section: &[u8],
+    digests: &[u8],
+    mut edges: &[u8],
+) -> std::result::Result<Vec<Span>, String> {
     let (mut digests, _) = digests.as_chunks();
     let records = section.chunks_exact(records::SPAN_BYTES);
-    let spans = records.map(|record| read_span(Cursor(record), &mut digests));
+    let spans = records.map(|record| read_span(Cursor(record), &mut digests, &mut edges));
     let spans = spans.collect::<std::result::Result<_, String>>()?;
-    if !digests.is_empty() {
-        return Err("digests that belong to no span".into());
+    if !digests.is_empty() || !edges.is_empty() {
+        return Err("digests or edges that belong to no span".into());
     }
     Ok(spans)
 }

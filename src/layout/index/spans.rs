@@ -1,10 +1,10 @@
-//! Cuts a blob into spans while it passes: digests for each, and a window where one is needed.
+//! Cuts a blob into spans while it passes: what proves each, and a window where one is needed.
 
-use super::segments::SegmentsHasher;
+use super::segments::Cutter;
 use super::window::{Packer, Tracer};
 use super::{Codec, Point, Proof, Span};
 use crate::layout::codec::{Start, Within};
-use crate::layout::digest::Hasher;
+use crate::layout::digest::{Digest, Hasher};
 use crate::layout::range::ByteRange;
 
 /// What is kept of the beginning of a span to find out what it refers to. As many bytes decode to
@@ -27,33 +27,22 @@ pub struct SpanBuilder {
     windows_bytes_max: usize,
     tracer: Tracer,
     packer: Packer,
+    cutter: Cutter,
     open: Open,
-    /// Bytes of the blob so far, and the last of them.
-    at: u64,
-    last_byte: Option<u8>,
 }
 
 /// A span whose end has not come by.
 struct Open {
     start: Start,
-    hasher: SegmentsHasher,
     head: Vec<u8>,
-}
-
-/// Bytes of something else that are hashed along: see [`Hasher::update_with`].
-struct Along<'a> {
-    hasher: &'a mut Hasher,
-    bytes: &'a [u8],
 }
 
 impl Open {
     fn new(start: Start) -> Self {
-        Open { start, hasher: SegmentsHasher::default(), head: Vec::new() }
+        Open { start, head: Vec::new() }
     }
 
-    fn update(&mut self, bytes: &[u8], along: &mut Along<'_>) {
-        let now = along.bytes.split_off(..bytes.len().min(along.bytes.len()));
-        self.hasher.update_with(bytes, along.hasher, now.unwrap_or_default());
+    fn update(&mut self, bytes: &[u8]) {
         if self.start.within.is_some() {
             let room = HEAD_BYTES.saturating_sub(self.head.len());
             self.head.extend_from_slice(&bytes[..room.min(bytes.len())]);
@@ -71,17 +60,8 @@ impl SpanBuilder {
     fn with_limit(windows_bytes_max: usize) -> Self {
         let (spans, windows) = (Vec::new(), Vec::new());
         let open = Open::new(Start { blob: 0, tar: 0, within: None });
-        let (tracer, packer) = (Tracer::default(), Packer::default());
-        SpanBuilder {
-            spans,
-            windows,
-            windows_bytes_max,
-            tracer,
-            packer,
-            open,
-            at: 0,
-            last_byte: None,
-        }
+        let (tracer, packer, cutter) = <(Tracer, Packer, Cutter)>::default();
+        SpanBuilder { spans, windows, windows_bytes_max, tracer, packer, cutter, open }
     }
 
     /// The next bytes of the blob, and the starts (ascending) that decoding them has told.
@@ -97,8 +77,7 @@ impl SpanBuilder {
         hasher: &mut Hasher,
         others: &[u8],
     ) {
-        let mut along = Along { hasher, bytes: others };
-        let mut done = 0;
+        let (mut rest, mut others) = (bytes, others);
         // The first one is told when the codec is known: some bytes later.
         for start in starts.into_iter().filter(|start| start.blob > 0) {
             if start.within.is_some() && self.windows.len() >= self.windows_bytes_max {
@@ -108,30 +87,35 @@ impl SpanBuilder {
             // byte may have come with the bytes before these.
             let is_shared = start.within.as_ref().is_some_and(|within| within.bits > 0);
             let end = start.blob + u64::from(is_shared);
-            let until = (end.saturating_sub(self.at) as usize).clamp(done, bytes.len());
-            self.update(&bytes[done..until], &mut along);
-            done = until;
+            let until = rest.len().min(end.saturating_sub(self.cutter.at()) as usize);
+            let along = others.split_off(..until.min(others.len())).unwrap_or_default();
+            let before = rest.split_off(..until).unwrap_or_default();
+            self.update(before, hasher, along);
             let mut next = Open::new(start);
-            if let (true, Some(byte)) = (is_shared, self.last_byte) {
-                next.update(&[byte], &mut along);
+            if let (true, Some(byte)) = (is_shared, self.cutter.last_byte()) {
+                next.update(&[byte]);
             }
-            let tar = next.start.tar;
-            let ended = std::mem::replace(&mut self.open, next);
-            self.close(ended, self.at + done as u64, tar);
+            self.close(next);
         }
-        self.update(&bytes[done..], &mut along);
-        along.hasher.update(along.bytes);
-        self.at += bytes.len() as u64;
+        self.update(rest, hasher, others);
     }
 
-    fn update(&mut self, bytes: &[u8], along: &mut Along<'_>) {
-        self.open.update(bytes, along);
-        self.last_byte = bytes.last().copied().or(self.last_byte);
+    /// The digest of the blob so far.
+    pub fn blob_sha256(&self) -> Digest {
+        self.cutter.sha256()
     }
 
-    fn close(&mut self, ended: Open, blob_end: u64, tar_end: u64) {
-        let Open { start, hasher, head } = ended;
-        let tar = ByteRange::new(start.tar, tar_end);
+    fn update(&mut self, bytes: &[u8], hasher: &mut Hasher, others: &[u8]) {
+        self.cutter.update_with(bytes, hasher, others);
+        self.open.update(bytes);
+    }
+
+    /// Ends the open span, where `next` begins.
+    fn close(&mut self, next: Open) {
+        let blob_end = self.cutter.at();
+        let segments = self.cutter.cut(next.start.blob);
+        let Open { start, head } = std::mem::replace(&mut self.open, next);
+        let tar = ByteRange::new(start.tar, self.open.start.tar);
         if tar.is_empty() {
             return;
         }
@@ -144,16 +128,13 @@ impl SpanBuilder {
                 Codec::Deflate(Point { bits, window })
             }
         };
-        let blob = ByteRange::new(start.blob, blob_end);
-        let proof = Proof::Stored(hasher.finish());
+        let (blob, proof) = (ByteRange::new(start.blob, blob_end), Proof::Stored(segments));
         self.spans.push(Span { blob, tar, skip: 0, codec, proof });
     }
 
     /// The spans of the blob, which has ended and was of this codec, and their windows.
     pub fn finish(mut self, codec: Codec, tar_size: u64) -> (Vec<Span>, Vec<u8>) {
-        let last =
-            std::mem::replace(&mut self.open, Open::new(Start { blob: 0, tar: 0, within: None }));
-        self.close(last, self.at, tar_size);
+        self.close(Open::new(Start { blob: self.cutter.at(), tar: tar_size, within: None }));
         for span in self.spans.iter_mut().filter(|span| span.codec == Codec::Stored) {
             span.codec = codec;
         }

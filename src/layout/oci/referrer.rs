@@ -12,10 +12,10 @@ use crate::layout::digest::{Blob, Digest};
 use crate::layout::error::{Error, Result};
 
 /// What the manifest is. The version is that of all that is in it.
-pub const INDEX_ARTIFACT: &str = "application/vnd.layoutfs.index.v3";
+pub const INDEX_ARTIFACT: &str = "application/vnd.layoutfs.index.v4";
 
 /// One layer's saved index.
-pub const LAYER_INDEX: &str = "application/vnd.layoutfs.layer-index.v3";
+pub const LAYER_INDEX: &str = "application/vnd.layoutfs.layer-index.v4";
 
 /// On a layer's saved index: the digest of the layer as stored.
 pub const LAYER_DIGEST: &str = "io.layoutfs.layer.digest";
@@ -214,7 +214,7 @@ mod tests {
         let layer = blob("layer").digest;
         let (index, image) = (blob("index").digest, blob("image").digest);
         let expected = format!(
-            r#"{{"artifactType":"application/vnd.layoutfs.index.v3","config":{{"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","mediaType":"application/vnd.oci.empty.v1+json","size":2}},"layers":[{{"annotations":{{"io.layoutfs.layer.digest":"{layer}"}},"digest":"{index}","mediaType":"application/vnd.layoutfs.layer-index.v3","size":5}}],"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2,"subject":{{"digest":"{image}","mediaType":"application/vnd.docker.distribution.manifest.v2+json","size":5}}}}"#
+            r#"{{"artifactType":"application/vnd.layoutfs.index.v4","config":{{"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","mediaType":"application/vnd.oci.empty.v1+json","size":2}},"layers":[{{"annotations":{{"io.layoutfs.layer.digest":"{layer}"}},"digest":"{index}","mediaType":"application/vnd.layoutfs.layer-index.v4","size":5}}],"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2,"subject":{{"digest":"{image}","mediaType":"application/vnd.docker.distribution.manifest.v2+json","size":5}}}}"#
         );
         assert_eq!(String::from_utf8(artifact().to_bytes().unwrap()).unwrap(), expected);
     }

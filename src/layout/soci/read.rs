@@ -111,7 +111,7 @@ fn read_gzip(
         if checkpoint.blob >= blob.end || blob.end > blob_size {
             return Err(format!("span {n} of blob {blob}: the layer has {blob_size} bytes"));
         }
-        let proof = Proof::Stored(Segments::one(sha256(digest?)?));
+        let proof = Proof::Stored(Segments::One(sha256(digest?)?));
         let tar_end = next.map_or(counted, |next| next.tar.min(counted));
         if checkpoint.tar >= tar_end {
             // Nothing is left of it but what SOCI does not count.
@@ -154,7 +154,7 @@ fn read_plain(
     for digest in digests.strings() {
         let start = read.spans.last().map_or(0, |span: &Span| span.tar.end);
         let range = ByteRange::new(start, start.saturating_add(span_bytes).min(size));
-        let proof = Proof::Stored(Segments::one(sha256(digest?)?));
+        let proof = Proof::Stored(Segments::One(sha256(digest?)?));
         read.spans.push(Span { blob: range, tar: range, skip: 0, codec: Codec::Stored, proof });
     }
     Ok(read)

@@ -178,7 +178,8 @@ fn spans_are_where_the_checkpoints_are_and_the_first_needs_no_window() {
     assert_eq!(point.bits, 3);
     assert_eq!(index.window(first), Ok(vec![]));
     assert_eq!(index.window(second), Ok(vec![7; WINDOW_BYTES]));
-    assert_eq!(second.proof, Proof::Stored(index::Segments::of(&[1])));
+    let Digest::Sha256(sha256) = Digest::sha256_of(&[1]) else { panic!() };
+    assert_eq!(second.proof, Proof::Stored(index::Segments::One(sha256)));
 }
 
 #[test]

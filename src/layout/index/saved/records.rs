@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::super::{Codec, Point, Proof, Segments, Span};
+use super::super::{Chain, Codec, Point, Proof, Segments, Span};
 use super::is_contiguous;
 use crate::layout::entry::{Attributes, Chunk, Entry, EntryKind, Time};
 use crate::layout::error::Error;
@@ -23,9 +23,9 @@ pub(super) const ATTRIBUTES_BYTES: usize = 32;
 /// name at u32 | name length u32 | value at u32 | value length u32
 pub(super) const XATTR_BYTES: usize = 16;
 /// blob start, end, tar start, end, skip, window start, end: u64 each
-/// | codec, bits, proof, 0: a byte each | count of digests u32
+/// | codec, bits, proof, head: a byte each | count of digests u32
 pub(super) const SPAN_BYTES: usize = 64;
-/// sha256
+/// sha256, or a state of it
 pub(super) const DIGEST_BYTES: usize = 32;
 
 /// What fits below the kind.
@@ -38,6 +38,7 @@ const DEFLATE: u8 = 3;
 
 const PROOF_STORED: u8 = 0;
 const PROOF_DECODED: u8 = 1;
+const PROOF_CHAIN: u8 = 2;
 
 const DIRECTORY: u32 = 0;
 /// A regular file with its chunks in the table.
@@ -160,10 +161,17 @@ fn put32<const N: usize>(bytes: &mut Vec<u8>, numbers: [u32; N]) {
     numbers.iter().for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
 }
 
-/// Its digests go behind those of the spans before it.
+/// What spans are proved by.
+#[derive(Default)]
+pub(super) struct Proofs {
+    pub(super) digests: Vec<[u8; DIGEST_BYTES]>,
+    pub(super) edges: Vec<u8>,
+}
+
+/// What proves it goes behind what proves the spans before it.
 pub(super) fn write_span(
     bytes: &mut Vec<u8>,
-    all: &mut Vec<[u8; DIGEST_BYTES]>,
+    proofs: &mut Proofs,
     span: &Span,
 ) -> Result<(), Error> {
     let Span { blob, tar, skip, codec, proof } = span;
@@ -173,25 +181,30 @@ pub(super) fn write_span(
         Codec::Zstd => (ZSTD, 0, ByteRange::new(0, 0)),
         Codec::Deflate(Point { bits, window }) => (DEFLATE, *bits, *window),
     };
-    let (proof, digests) = match proof {
-        Proof::Stored(segments) => (PROOF_STORED, segments.digests()),
-        Proof::Decoded(sha256) => (PROOF_DECODED, std::slice::from_ref(sha256)),
+    let (proof, head, digests) = match proof {
+        Proof::Stored(Segments::One(sha256)) => (PROOF_STORED, 0, std::slice::from_ref(sha256)),
+        Proof::Stored(Segments::Chain(chain)) => {
+            proofs.edges.extend_from_slice(chain.edges());
+            (PROOF_CHAIN, chain.head(), chain.states())
+        }
+        Proof::Decoded(sha256) => (PROOF_DECODED, 0, std::slice::from_ref(sha256)),
     };
     put(bytes, [blob.start, blob.end, tar.start, tar.end, *skip, window.start, window.end]);
-    bytes.extend_from_slice(&[codec, bits, proof, 0]);
+    bytes.extend_from_slice(&[codec, bits, proof, head]);
     put32(bytes, [fits("digests of one span", digests.len(), u32::MAX as usize)?]);
-    all.extend_from_slice(digests);
+    proofs.digests.extend_from_slice(digests);
     Ok(())
 }
 
-/// A span, whose digests are the next ones: `digests` goes on behind them.
+/// A span, whose digests and edges are the next ones: `digests` and `edges` go on behind them.
 pub(super) fn read_span(
     mut record: Cursor<'_>,
     digests: &mut &[[u8; DIGEST_BYTES]],
+    edges: &mut &[u8],
 ) -> Result<Span, String> {
     let (blob, tar) = (record.range()?, record.range()?);
     let (skip, window) = (record.u64()?, record.range()?);
-    let [codec, bits, proof, zero] = record.array()?;
+    let [codec, bits, proof, head] = record.array()?;
     let count = record.u32()? as usize;
     let own = digests.split_off(..count).ok_or("digests outside of their table")?;
     let codec = match codec {
@@ -202,11 +215,16 @@ pub(super) fn read_span(
         codec => return Err(format!("a span of unknown codec {codec}")),
     };
     let is_point = matches!(codec, Codec::Deflate(_));
-    if zero != 0 || !is_point && (bits != 0 || window != ByteRange::new(0, 0)) {
+    if head != 0 && proof != PROOF_CHAIN
+        || !is_point && (bits != 0 || window != ByteRange::new(0, 0))
+    {
         return Err("a span with more than belongs to it".to_owned());
     }
     let proof = match (proof, own) {
-        (PROOF_STORED, own) => Proof::Stored(Segments::new(own.iter().copied())),
+        (PROOF_STORED, [sha256]) => Proof::Stored(Segments::One(*sha256)),
+        (PROOF_CHAIN, states) => {
+            Proof::Stored(Segments::Chain(Chain::take(head, blob.len(), edges, states)?))
+        }
         (PROOF_DECODED, [sha256]) => Proof::Decoded(*sha256),
         (proof, _) => return Err(format!("a span with {count} digests as proof {proof}")),
     };

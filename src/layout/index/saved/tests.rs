@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::SPAN_DECODED_BYTES_MAX;
 use super::*;
 use crate::layout::entry::{Attributes, Chunk, Time};
-use crate::layout::index::{Codec, Point, Proof, SEGMENT_BYTES, Segments};
+use crate::layout::index::{Chain, Codec, Point, Proof, SEGMENT_BYTES, Segments};
 use crate::layout::range::ByteRange;
 
 const TAR_SIZE: u64 = 100_000;
@@ -19,13 +19,19 @@ fn entry(path: &str, kind: EntryKind) -> Entry {
     Entry { path: path.into(), offset: 1024, kind, attributes }
 }
 
+/// What proves a span of `len` bytes, `head` of which are before a block, if it has so many states.
+fn chain(head: u8, len: u64, states: u8) -> Proof {
+    let states: Vec<_> = (1..=states).map(|n| [n; 32]).collect();
+    Proof::Stored(Segments::Chain(Chain::take(head, len, &mut &[5; 126][..], &states).unwrap()))
+}
+
 /// One of each kind.
 fn small() -> LayerIndex {
     let chunk = |file_offset, tar| Chunk { file_offset, tar };
     let sparse =
         vec![chunk(0, ByteRange::new(2048, 2050)), chunk(1 << 40, ByteRange::new(2050, 2060))];
     let plain = vec![chunk(0, ByteRange::new(1536, 1546))];
-    let proof = Proof::Stored(Segments::one([7; 32]));
+    let proof = Proof::Stored(Segments::One([7; 32]));
     let span = |blob, tar, codec| Span { blob, tar, skip: 0, codec, proof: proof.clone() };
     let point =
         |bits, start, end| Codec::Deflate(Point { bits, window: ByteRange::new(start, end) });
@@ -50,7 +56,7 @@ fn small() -> LayerIndex {
             span(ByteRange::new(499, 510), ByteRange::new(1000, 2000), point(3, 0, 2)),
             span(ByteRange::new(510, 511), ByteRange::new(2000, 3000), point(0, 2, 2)),
             Span {
-                proof: Proof::Stored(Segments::new([[1; 32], [2; 32], [3; 32]])),
+                proof: chain(3, 2 * SEGMENT_BYTES + 1, 3),
                 ..span(
                     ByteRange::new(510, 511 + 2 * SEGMENT_BYTES),
                     ByteRange::new(3000, TAR_SIZE - 1),
@@ -108,8 +114,8 @@ fn every_truncation_and_every_flip_is_refused() {
 #[test]
 fn another_version_is_named() {
     let mut bytes = encode(&small()).unwrap();
-    bytes[8] = 2;
-    let expected = "saved index: written by another version: 2, this is 3";
+    bytes[8] = 3;
+    let expected = "saved index: written by another version: 3, this is 4";
     assert_eq!(decode(&bytes).map_err(|e| e.to_string()), Err(expected.into()));
 }
 
@@ -129,7 +135,7 @@ fn with_tables(bytes: &[u8], change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// Where the size of the tables stands, and where they begin.
-const PACKED_AT: usize = 8 + 4 + 4 + 64 + 8 + 8 + 7 * 8;
+const PACKED_AT: usize = 8 + 4 + 4 + 64 + 8 + 8 + 8 * 8;
 const TABLES_AT: usize = PACKED_AT + 16;
 
 #[test]
@@ -178,12 +184,24 @@ fn digests_are_those_of_their_span_and_no_more() {
         assert_eq!(plain[count_of(3)..][..4], [3, 0, 0, 0]);
     });
     let told = |change: &dyn Fn(&mut Vec<u8>)| {
-        decode(&with_tables(&bytes, change)).map_err(|e| e.to_string())
+        decode(&with_tables(&bytes, change)).map_err(|e| e.to_string()).expect_err("refused")
     };
-    let told = |span, count| told(&|plain| plain[count_of(span)] = count).expect_err("refused");
-    assert!(told(3, 5).contains("digests outside of their table"), "{}", told(3, 5));
-    assert!(told(4, 0).contains("a span with 0 digests as proof 1"), "{}", told(4, 0));
-    assert!(told(3, 2).contains("digests"), "{}", told(3, 2));
+    let counted = |span, count| told(&|plain| plain[count_of(span)] = count);
+    assert!(counted(3, 5).contains("digests outside of their table"), "{}", counted(3, 5));
+    assert!(counted(4, 0).contains("a span with 0 digests as proof 1"), "{}", counted(4, 0));
+    assert!(counted(3, 2).contains("digests"), "{}", counted(3, 2));
+    let edges = digests + 7 * 32;
+    // How many of its bytes are before a block, which takes more or fewer edges.
+    let head_of = |span: usize| count_of(span) - 1;
+    with_tables(&bytes, |plain| {
+        assert_eq!((plain[head_of(3)], &plain[edges..][..65]), (3, &[5; 65][..]));
+    });
+    let wrong = told(&|plain| plain[head_of(3)] = 64);
+    assert!(wrong.contains("64 of 131073 bytes before a block"), "{wrong}");
+    let wrong = told(&|plain| plain[head_of(3)] = 1);
+    assert!(wrong.contains("digests or edges that belong to no span"), "{wrong}");
+    let wrong = told(&|plain| plain[head_of(0)] = 1);
+    assert!(wrong.contains("a span with more than belongs to it"), "{wrong}");
 }
 
 type Break = fn(&mut LayerIndex);
@@ -197,15 +215,12 @@ const BREAKS: [(Break, &str); 20] = [
     (|index| index.spans[0].codec = Codec::Stored, ": stored, and tar "),
     (|index| index.spans[4].skip = SPAN_DECODED_BYTES_MAX + 1, ": it passes over 8388609 bytes"),
     (|index| index.windows.push(0), "windows of 5 bytes, not 6"),
-    (|index| index.spans[3].blob.end -= 1, ": 3 digests of its segments"),
+    (|index| index.spans[3].blob.end -= 1, ": other segments than it has"),
     (
-        |index| index.spans[3].proof = Proof::Stored(Segments::new([[1; 32]; 2])),
-        ": 2 digests of its segments",
+        |index| index.spans[3].proof = chain(3, 2 * SEGMENT_BYTES + 1, 2),
+        ": other segments than it has",
     ),
-    (
-        |index| index.spans[0].proof = Proof::Stored(Segments::new([])),
-        ": 0 digests of its segments",
-    ),
+    (|index| index.spans[0].proof = chain(0, 500, 0), ": other segments than it has"),
     (|index| index.spans[3].codec = index.spans[2].codec, "windows of 2 bytes, not 5"),
     (
         |index| {

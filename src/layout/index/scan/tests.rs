@@ -56,7 +56,7 @@ fn assert_spans_are_proved_parts(layer: &LayerIndex, blob: &[u8], tar: &[u8]) {
         let content = &tar[span.tar.start as usize..span.tar.end as usize];
         let window = layer.window(span).unwrap();
         assert_eq!(decode_span(span, &window, bytes).as_deref(), Ok(content));
-        assert_eq!(span.proof, Proof::Stored(Segments::of(bytes)));
+        assert_eq!(span.proof, Proof::Stored(Segments::of(blob, span.blob)));
     }
     assert_eq!(tar.len() as u64, layer.tar_size);
 }

@@ -112,8 +112,10 @@ fn a_landmark_tells_that_the_table_is_a_file_of_the_layer() {
             Codec::Deflate(point) => unpack(&index.windows[range(point.window, 0)]).unwrap(),
             _ => vec![],
         };
-        let bytes = &stored[range(span.blob, PAYLOAD_END)];
-        assert_eq!(Proof::Stored(Segments::of(bytes)), span.proof);
+        let ByteRange { start, end } = span.blob;
+        let of_toc = ByteRange::new(start - PAYLOAD_END, end - PAYLOAD_END);
+        let bytes = &stored[range(of_toc, 0)];
+        assert_eq!(Proof::Stored(Segments::of(&stored, of_toc)), span.proof);
         content.extend(decode_span(span, &window, bytes).unwrap());
     }
     let tar = chunks[0].tar;
