@@ -32,10 +32,10 @@ impl Proved {
         Ok(Proved(bytes))
     }
 
-    /// Checks `stored`, the segments `numbers` of a span's bytes, against their digests.
+    /// Checks `stored`, the segments `numbers` of a span's bytes, against what proves them.
     ///
     /// # Errors
-    /// [`ErrorKind::DigestMismatch`](super::ErrorKind::DigestMismatch) naming both digests of one.
+    /// [`ErrorKind::DigestMismatch`](super::ErrorKind::DigestMismatch) of one that is wrong.
     pub fn check_segments(
         segments: &Segments,
         numbers: Range<usize>,
