@@ -246,6 +246,13 @@ fn main() -> Result<()> {
                 Ok(())
             }),
         ),
+        (
+            "index encode",
+            Box::new(|| {
+                black_box(saved::encode(&index)?);
+                Ok(())
+            }),
+        ),
         ("index open", Box::new(|| opened(&encoded))),
         ("merge", Box::new(|| merged(&blob, &index))),
         ("200 random spans", Box::new(|| random_spans(&blob, &index))),
