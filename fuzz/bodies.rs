@@ -9,7 +9,8 @@ use layoutfs::fetch::registry::content_range::parse_content_range;
 use layoutfs::fetch::registry::link::next_page;
 use layoutfs::layout::accounts::Accounts;
 use layoutfs::layout::buildpacks::{Extension, PlatformApi, RunImage};
-use layoutfs::layout::codec::{Decoded, Decoder, Start, Within};
+use layoutfs::layout::codec::inflate::WINDOW_BYTES_MAX;
+use layoutfs::layout::codec::{Decoded, Decoder, SpanDecoder, Start, Within};
 use layoutfs::layout::entry::Entry;
 use layoutfs::layout::error::{Error, Result};
 use layoutfs::layout::image_argument::ImageArgument;
@@ -154,6 +155,38 @@ pub fn starts(bytes: &[u8]) {
         let decoded = codec::decode_span(&span, &window, behind);
         assert_eq!(decoded.as_deref(), Ok(&content[start.tar as usize..]));
     }
+}
+
+/// Any bytes behind a window (the first one says how long it is, and how many bits of the next one are
+/// to be read) decode to the same with as much of the window as they are said to refer to.
+pub fn back_references(bytes: &[u8]) {
+    let Some((first, behind)) = bytes.split_first() else { return };
+    let (bits, cut) = (first & 7, usize::from(first >> 3) * 1057);
+    // No byte of it is zero, as those are that nothing refers to.
+    let byte = |at: usize| 1 + ((at * at * 2_654_435_761) >> 13) % 255;
+    let window: Vec<u8> = (cut..WINDOW_BYTES_MAX).map(|at| byte(at) as u8).collect();
+    let sparse = Tracer::default().sparse(window.clone(), bits, behind);
+    assert!(sparse.iter().zip(&window).all(|(byte, whole)| *byte == 0 || byte == whole));
+    assert!(decode_behind(&sparse, bits, behind) == decode_behind(&window, bits, behind));
+}
+
+/// As much as can be decoded, up to what a window can matter for.
+fn decode_behind(window: &[u8], bits: u8, behind: &[u8]) -> Vec<u8> {
+    let point = Point { bits, window: ByteRange::new(0, 0) };
+    let tar = ByteRange::new(0, WINDOW_BYTES_MAX as u64);
+    let proof = Proof::Stored(Segments::One([0; 32]));
+    let span = Span { blob: tar, tar, skip: 0, codec: Codec::Deflate(point), proof };
+    let Ok(mut decoder) = SpanDecoder::new(&span, window, behind.first().copied()) else {
+        return Vec::new();
+    };
+    // Step by step: what is decoded in a step that fails is not told.
+    for upto in (1..=tar.end).step_by(97).chain([tar.end]) {
+        let rest = &behind[decoder.used().min(behind.len())..];
+        if decoder.reach(rest, upto) != Ok(true) {
+            break;
+        }
+    }
+    decoder.into_decoded()
 }
 
 fn decode_starts<'a>(

@@ -8,6 +8,7 @@
 //! Checks are left to digests: gzip's CRC and length fields are skipped. Zero bytes behind the last
 //! gzip member are padding, anything else there is an error.
 
+pub(crate) mod back_references;
 pub(crate) mod gzip;
 pub mod inflate;
 mod span;

@@ -153,10 +153,11 @@ fn an_index_of_an_older_version_is_named_as_such() {
 
 #[test]
 fn the_fuzz_bodies_hold_for_their_seeds_and_all_fixtures() {
-    let bodies: [(&str, bodies::Body); 14] = [
+    let bodies: [(&str, bodies::Body); 15] = [
         ("tar", bodies::tar),
         ("scan", bodies::scan),
         ("starts", bodies::starts),
+        ("back_references", bodies::back_references),
         ("saved_index", bodies::saved_index),
         ("documents", bodies::documents),
         ("references", bodies::references),

@@ -3,29 +3,11 @@
 //! Most bytes of a window are never referred to; they are zeros in ours, which compress to nothing.
 //! A wrong window would make wrong content of right bytes: whoever keeps windows proves them.
 
-use crate::layout::codec::inflate::{At, Inflate, WINDOW_BYTES_MAX};
+use crate::layout::codec::back_references::BackReferences;
+use crate::layout::codec::inflate::WINDOW_BYTES_MAX;
 
 /// Level 3 makes an index 1 % smaller, and higher ones 5 %, but packing would take two to four times as long.
 const ZSTD_LEVEL: i32 = 1;
-
-/// What the bytes of two decodings can say: more places than a window has.
-const PLACES: usize = 1 << 16;
-
-/// Windows whose bytes say where they are: the low half of that, and the high half by how much
-/// more than the low one it says, which is never nothing.
-static LOW: [u8; WINDOW_BYTES_MAX] = tracer(false);
-static HIGH: [u8; WINDOW_BYTES_MAX] = tracer(true);
-
-const fn tracer(high: bool) -> [u8; WINDOW_BYTES_MAX] {
-    let mut bytes = [0; WINDOW_BYTES_MAX];
-    let mut at = 0;
-    while at < bytes.len() {
-        let low = at as u8;
-        bytes[at] = if high { low.wrapping_add(1 + (at >> 8) as u8) } else { low };
-        at += 1;
-    }
-    bytes
-}
 
 /// Packs windows, keeping the memory that this takes.
 #[derive(Default)]
@@ -57,65 +39,25 @@ pub fn unpack(stored: &[u8]) -> Result<Vec<u8>, String> {
 
 /// Finds out which bytes of windows are referred to, keeping the memory that this takes.
 #[derive(Default)]
-pub struct Tracer(Option<Tracing>);
-
-struct Tracing {
-    inflate: Inflate,
-    low: Box<[u8; WINDOW_BYTES_MAX]>,
-    high: Box<[u8; WINDOW_BYTES_MAX]>,
-}
+pub struct Tracer(Option<Box<BackReferences>>);
 
 impl Tracer {
     /// The window with zeros for all bytes that nothing behind it refers to. `bits` and `behind` are
-    /// where decoding starts, as in [`Inflate::resume`]: the first of those bytes has the bits. Where
-    /// `behind` ends before the last reference may come, the whole window is kept.
-    ///
-    /// References are followed without understanding them: what is behind is decoded twice, with
-    /// windows that say where each of their bytes is. Where the two differ a byte came of the window.
+    /// where decoding starts, as in [`BackReferences::mark`]: the first of those bytes has the bits.
+    /// Where `behind` ends before the last reference may come, or is not what it should be, the whole
+    /// window is kept.
     pub fn sparse(&mut self, mut window: Vec<u8>, bits: u8, behind: &[u8]) -> Vec<u8> {
-        let Some((low, high)) = self.decode(window.len(), bits, behind) else { return window };
-        let mut is_kept = [false; PLACES];
-        for (low, high) in low.iter().zip(high) {
-            // Without asking whether they differ, which is hard to guess: where they do not, this is
-            // a place beyond any window.
-            let page = high.wrapping_sub(*low).wrapping_sub(1);
-            is_kept[usize::from(page) << 8 | usize::from(*low)] = true;
-        }
-        for (byte, is_kept) in window.iter_mut().zip(is_kept) {
-            *byte = if is_kept { *byte } else { 0 };
+        let references = self.0.get_or_insert_with(|| Box::new(BackReferences::new()));
+        let mut is_needed = [false; WINDOW_BYTES_MAX];
+        let Some(is_needed) = is_needed.get_mut(..window.len()) else { return window };
+        if references.mark(bits, behind, is_needed).is_some() {
+            for (byte, is_needed) in window.iter_mut().zip(is_needed) {
+                // Without a branch, so that many bytes are done at once.
+                *byte &= u8::from(*is_needed).wrapping_neg();
+            }
         }
         window
     }
-
-    fn decode(&mut self, window: usize, bits: u8, behind: &[u8]) -> Option<(&[u8], &[u8])> {
-        if self.0.is_none() {
-            let empty = || Box::new([0; WINDOW_BYTES_MAX]);
-            self.0 = Some(Tracing { inflate: Inflate::new().ok()?, low: empty(), high: empty() });
-        }
-        let Tracing { inflate, low, high } = self.0.as_mut()?;
-        let lows = decode_reach(inflate, LOW.get(..window)?, bits, behind, &mut low[..])?;
-        let highs = decode_reach(inflate, HIGH.get(..window)?, bits, behind, &mut high[..])?;
-        Some((&low[..lows], &high[..highs]))
-    }
-}
-
-/// Decodes as far as a window reaches, or to the end of the stream; `None` if `behind` ends first.
-fn decode_reach(
-    inflate: &mut Inflate,
-    window: &[u8],
-    bits: u8,
-    behind: &[u8],
-    output: &mut [u8],
-) -> Option<usize> {
-    let (byte, rest) = match (bits, behind.split_first()) {
-        (0, _) => (0, behind),
-        (_, Some((byte, rest))) => (*byte, rest),
-        (_, None) => return None,
-    };
-    inflate.resume(bits, byte, window).ok()?;
-    let ran = inflate.run(rest, output, false).ok()?;
-    let is_whole = ran.at == At::End || ran.produced == output.len();
-    is_whole.then_some(ran.produced)
 }
 
 #[cfg(test)]
@@ -123,6 +65,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+    use crate::layout::codec::inflate::Inflate;
     use crate::layout::codec::{Decoded, Decoder, Start};
     use crate::layout::error::Error;
 
@@ -173,7 +116,9 @@ mod tests {
         let decoded = |window: &[u8]| {
             let mut output = vec![0; WINDOW_BYTES_MAX];
             let mut inflate = Inflate::new().unwrap();
-            decode_reach(&mut inflate, window, within.bits, behind, &mut output).unwrap();
+            inflate.resume(within.bits, behind[0], window).unwrap();
+            let rest = &behind[usize::from(within.bits > 0)..];
+            assert_eq!(inflate.run(rest, &mut output, false).unwrap().produced, output.len());
             output
         };
         assert_eq!(decoded(&sparse), content[at..at + WINDOW_BYTES_MAX]);
@@ -196,6 +141,8 @@ mod tests {
         };
         assert!(kept(&behind[..100]) && kept(&[]));
         assert!(kept(&[0xff; 50_000]), "not a deflate stream");
+        let longer = vec![1; WINDOW_BYTES_MAX + 1];
+        assert!(Tracer::default().sparse(longer.clone(), within.bits, behind) == longer);
         let end = [&[0x03, 0x00][..], &[0; 100]].concat();
         let sparse = Tracer::default().sparse(within.window.clone(), 0, &end);
         assert!(sparse.iter().all(|b| *b == 0), "an empty last block");
