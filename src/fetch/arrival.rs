@@ -2,7 +2,8 @@
 //!
 //! The bytes come in order, so a prefix is always resident; they are proved all at once, when the
 //! last one has come and the digest matches. Whoever reads chooses how long to wait: until its
-//! bytes are resident, or until the blob is proved. What the disk does not take is in `overflow.rs`.
+//! bytes are resident, or until the blob is proved. What the disk does not take is in `overflow.rs`;
+//! who hashes it if a reader does, in `pledge.rs`.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,6 +19,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use super::cache::{Cache, StreamLock};
 use super::error::{Error, ErrorKind, Result};
 use super::overflow::{Follower, Overflow};
+use super::pledge::{Pledged, prove};
 use super::proved::Proved;
 use super::stamp::Stamp;
 use super::whole_file::WholeFile;
@@ -32,11 +34,8 @@ const STREAM_REQUEST_BYTES: u64 = 4 << 20;
 /// Requests of one stream at once. With [`STREAM_REQUEST_BYTES`] this bounds its memory: 12 MiB.
 const STREAM_REQUESTS_IN_FLIGHT: usize = 3;
 
-/// Pieces (mostly 300 KiB each) between the network and the hashing thread.
+/// Pieces (mostly 300 KiB each) between the network and the thread that writes them.
 const QUEUED_PIECES: usize = 8;
-
-/// One read of a local blob while it is hashed.
-const HASH_READ_BYTES: u64 = 1 << 20;
 
 /// How far an arrival is.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +44,8 @@ pub struct Progress {
     pub resident: u64,
     /// Bytes that have come, also out of order: any growth means that the source is alive.
     pub arrived: u64,
+    /// How often somebody who hashes it has shown that this gets on.
+    pub signs: u64,
     /// Set once: proved, or failed.
     pub outcome: Option<Result<()>>,
 }
@@ -99,13 +100,14 @@ pub enum Origin {
 impl Arrival {
     /// Starts bringing `blob` from `source` into the cache's part of it, as far as there is room.
     /// What a former stream left there is hashed, not fetched. `lock` is held as long as somebody
-    /// writes to the part.
+    /// writes to the part. Who gave `pledged` hashes what it reads of it.
     pub fn start(
         cache: Cache,
         lock: Option<StreamLock>,
         source: Arc<dyn Source>,
         blob: Blob,
         stall: Duration,
+        pledged: Option<Pledged>,
     ) -> Arc<Self> {
         let kept = open_kept(&cache, lock, &blob);
         let file = kept.as_ref().map(|kept| kept.file.clone());
@@ -127,9 +129,8 @@ impl Arrival {
             proved_as: proved_as.clone(),
             progress: sender.clone(),
         };
-        let write = tokio::task::spawn_blocking(move || writing.run(start, queue));
         tokio::spawn(async move {
-            let written = write.await.unwrap_or_else(|e| Err(crashed(&e)));
+            let written = writing.run(start, queue, pledged).await;
             let fetched = fetch.await.unwrap_or_else(|e| Err(crashed(&e)));
             // A failed fetch makes the writer see too few bytes, and a failed writer makes the fetch
             // find nobody to give them to: the cause comes first.
@@ -159,22 +160,39 @@ impl Arrival {
     }
 
     /// Starts hashing a file that is whole already: the same waiting, no copy. What was right when
-    /// it was written is proved again, once a mount: disks forget.
+    /// it was written is proved again, once a mount: disks forget. Who gave `pledged` hashes it.
     ///
     /// # Errors
     /// The file cannot be looked at.
-    pub fn start_local(blob: Blob, file: File, origin: Origin) -> Result<Arc<Self>> {
+    pub fn start_local(
+        blob: Blob,
+        file: File,
+        origin: Origin,
+        pledged: Option<Pledged>,
+    ) -> Result<Arc<Self>> {
         let stamp = match origin {
             Origin::Layout => Stamp::of(&file)?,
             Origin::Cache | Origin::Source => Stamp::of_ours(&file)?,
         };
         let (file, proved_as) = (Arc::new(file), Arc::new(OnceLock::from(stamp)));
         let (sender, progress) = watch::channel(Progress::default());
-        let hashed = file.clone();
-        tokio::task::spawn_blocking(move || {
+        let (hashed, sender) = (file.clone(), Arc::new(sender));
+        tokio::spawn(async move {
+            let told = {
+                let sender = sender.clone();
+                move |at| {
+                    sender.send_modify(|p| {
+                        p.resident = p.resident.max(at);
+                        p.signs += 1;
+                    });
+                }
+            };
+            if pledged.is_some() {
+                // Nobody else is ahead of who reads it.
+                told(blob.size);
+            }
             // Another attempt has the bytes from elsewhere: see `Store`.
-            let told = |at| sender.send_modify(|p| (p.resident, p.arrived) = (at, at));
-            let outcome = hash_file(&hashed, blob, told).map_err(|error| Error {
+            let outcome = prove(pledged, hashed, blob, told).await.map_err(|error| Error {
                 may_differ: error.kind == ErrorKind::DigestMismatch,
                 ..error
             });
@@ -287,13 +305,14 @@ impl Arrival {
         self.progress.borrow().clone()
     }
 
-    /// Waits until `until` is true. Every byte that arrives renews the deadline.
+    /// Waits until `until` is true. Every byte that arrives renews the deadline, and every sign
+    /// that what has come is being hashed.
     ///
     /// # Errors
     /// Why the blob will not come, or [`ErrorKind::DeadlinePassed`].
     pub async fn wait(&self, until: Until, mut deadline: Deadline) -> Result<()> {
         let mut progress = self.progress.clone();
-        let mut arrived = 0;
+        let mut seen = (0, 0);
         loop {
             let changed = {
                 let now = progress.borrow_and_update();
@@ -305,9 +324,7 @@ impl Arrival {
                 {
                     return Ok(());
                 }
-                let changed = now.arrived > arrived;
-                arrived = now.arrived;
-                changed
+                std::mem::replace(&mut seen, (now.arrived, now.signs)) != seen
             };
             if changed {
                 deadline = deadline.renewed();
@@ -316,7 +333,7 @@ impl Arrival {
             match tokio::time::timeout_at(at, progress.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Error::new(ErrorKind::Network, "the stream was dropped")),
-                Err(_) => return Err(self.stalled(arrived, deadline)),
+                Err(_) => return Err(self.stalled(seen.0, deadline)),
             }
         }
     }
@@ -341,26 +358,15 @@ fn open_kept(cache: &Cache, lock: Option<StreamLock>, blob: &Blob) -> Option<Kep
     opened.inspect_err(|error| cache.tell_trouble(error)).ok()
 }
 
-fn crashed(error: &tokio::task::JoinError) -> Error {
-    Error::new(ErrorKind::Local, format!("a stream's task ended early: {error}"))
+/// Does `work` on a thread that may wait.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(crashed(&e)))
 }
 
-/// All of a blob is in `file`, and has its digest. `told` hears how far that is.
-pub(super) fn hash_file(file: &File, blob: Blob, told: impl Fn(u64)) -> Result<()> {
-    let mut hasher = blob.digest.hasher();
-    let mut at = 0;
-    while at < blob.size {
-        let range = ByteRange::at(at, HASH_READ_BYTES.min(blob.size - at));
-        // A disk that cannot read its bytes has lost them: they are replaced as wrong ones are.
-        let bytes = super::cache::read_exact_at(file, range).map_err(|e| {
-            Error::new(ErrorKind::DigestMismatch, e.message)
-                .context(format!("blob {}", blob.digest))
-        })?;
-        hasher.update(&bytes);
-        at = range.end;
-        told(at);
-    }
-    Ok(blob.digest.compare(hasher)?)
+fn crashed(error: &tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Local, format!("a stream's task ended early: {error}"))
 }
 
 /// The network's side: requests in order, a few ahead.

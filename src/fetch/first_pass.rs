@@ -1,9 +1,10 @@
 //! First contact with an unindexed layer: one pass over its blob that proves it and indexes it.
 //!
-//! Three threads a layer, connected by bounded queues: the arrival fetches, hashes and writes the
-//! blob; this module inflates and scans what is resident; a third thread makes the spans, hashes the
-//! uncompressed tar and, for a layer that cannot seek, writes it to a decoded file. Nothing is
-//! published before both the blob's digest and the DiffID were found right.
+//! Three threads a layer, connected by bounded queues: the arrival fetches and writes the blob; this
+//! module inflates and scans what is resident; a third thread makes the spans, hashes the blob and
+//! the uncompressed tar and, for a layer that cannot seek, writes the tar to a decoded file. The
+//! arrival has the blob's digest from there (`pledge.rs`), unless it hashed already when the pass
+//! came. Nothing is published before both that digest and the DiffID were found right.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -18,9 +19,9 @@ use super::cache::Cache;
 use super::decoded::{Decoded, Summing, Sums};
 use super::error::{Error, ErrorKind, Result};
 use super::fresh::{self, Fresh};
+use super::pledge::Pledge;
 use super::room::Allowance;
 use super::store::{self, Store};
-use crate::layout::Digest;
 use crate::layout::codec::Start;
 use crate::layout::digest::Hasher;
 use crate::layout::index::scan::{ScannedLayer, Scanner};
@@ -28,6 +29,7 @@ use crate::layout::index::spans::SpanBuilder;
 use crate::layout::index::{LayerIndex, SPAN_DECODED_BYTES_MAX, is_seekable};
 use crate::layout::range::ByteRange;
 use crate::layout::tree::Layer;
+use crate::layout::{Blob, Digest};
 
 /// One read of the blob's file.
 const READ_BYTES: u64 = 64 << 10;
@@ -86,10 +88,11 @@ pub async fn run(store: &Arc<Store>, layer: &Layer, keep: Keep) -> Result<Pass> 
 }
 
 async fn run_once(store: &Arc<Store>, layer: &Layer, keep: Keep) -> Result<Pass> {
-    let arrival = store.arrival(&layer.blob, store.deadline()).await?;
+    let (pledge, pledged) = Pledge::new();
+    let arrival = store.arrival_hashed_by(pledged, &layer.blob, store.deadline()).await?;
     let (store, layer) = (store.clone(), layer.clone());
     let handle = Handle::current();
-    let pass = move || scan_arrival(&handle, &store, &layer, &arrival, keep);
+    let pass = move || scan_arrival(&handle, &store, &layer, &arrival, pledge, keep);
     tokio::task::spawn_blocking(pass)
         .await
         .map_err(|e| Error::new(ErrorKind::Local, format!("a first pass ended early: {e}")))?
@@ -100,6 +103,7 @@ fn scan_arrival(
     store: &Store,
     layer: &Layer,
     arrival: &Arrival,
+    pledge: Pledge,
     keep: Keep,
 ) -> Result<Pass> {
     let named = |e: Error| e.context(format!("layer {}", layer.blob.digest));
@@ -118,20 +122,20 @@ fn scan_arrival(
         decoded: Some(DecodedFile::begin(cache, stored_bytes)),
         fresh,
     };
-    let hasher = layer.diff_id.hasher();
+    let (hasher, blob) = (layer.diff_id.hasher(), arrival.blob);
     let hashing = std::thread::Builder::new()
         .name("diffid".to_owned())
-        .spawn(move || hash_and_write(files, hasher, &queue, &hashed))
+        .spawn(move || hash_and_write(files, hasher, (pledge, blob), &queue, &hashed))
         .map_err(|e| Error::local("cannot start a thread", &e))?;
     let mut sink = Sink::new(batches, used, keep);
     let scanned = scan(handle, store, arrival, &mut sink);
-    // The scan may have failed because the bytes are wrong: then that is the better message.
-    let proved = handle.block_on(arrival.wait(Until::Proved, store.deadline()));
+    // The arrival waits for the digest of what the hashing thread was given.
     drop(sink);
-    let hashed = hashing.join().map_err(|_| Error::new(ErrorKind::Local, "a thread panicked"))?;
-    proved.map_err(named)?;
+    let hashed = hashing.join().map_err(|_| Error::new(ErrorKind::Local, "a thread panicked"));
+    // The scan may have failed because the bytes are wrong: then that is the better message.
+    handle.block_on(arrival.wait(Until::Proved, store.deadline())).map_err(named)?;
     let scanned = scanned.map_err(named)?;
-    let Hashed { diff_id, spans, decoded, fresh } = hashed;
+    let Hashed { diff_id, spans, decoded, fresh } = hashed?;
     if diff_id != layer.diff_id {
         let message = format!(
             "layer {}: DiffID mismatch: the image configuration says {}, the layer has {diff_id}; \
@@ -350,14 +354,23 @@ struct Hashed {
 fn hash_and_write(
     mut files: Files,
     mut hasher: Hasher,
+    (mut pledge, whole): (Pledge, Blob),
     queue: &Receiver<Batch>,
     used: &Sender<Vec<u8>>,
 ) -> Hashed {
     let mut spans = SpanBuilder::default();
+    let mut blob_hasher = pledge.is_wanted().then(|| whole.digest.hasher());
+    let mut blob_bytes = 0;
     for Batch { mut decoded, write, blob, .. } in queue {
         files.write(&decoded, write);
         let mut rest = &decoded[..];
+        pledge.advance(decoded.len() as u64);
         for (bytes, starts) in blob {
+            if let Some(hasher) = &mut blob_hasher {
+                hasher.update(&bytes);
+                blob_bytes += bytes.len() as u64;
+                pledge.advance(bytes.len() as u64);
+            }
             let along = rest.split_off(..bytes.len().min(rest.len())).unwrap_or_default();
             spans.push_along(&bytes, starts, &mut hasher, along);
         }
@@ -365,6 +378,10 @@ fn hash_and_write(
         decoded.clear();
         // Nobody wants it any more at the end.
         let _ = used.send(decoded);
+    }
+    // A scan that failed may have read no more than a part of it.
+    if let Some(hasher) = blob_hasher.filter(|_| blob_bytes == whole.size) {
+        pledge.keep(hasher.finish());
     }
     let Files { decoded, fresh, .. } = files;
     let decoded = decoded.and_then(|w| Some((w.file?, w.summing.finish(), w.allowance)));

@@ -31,6 +31,7 @@ pub mod local;
 pub mod local_image;
 mod memory;
 pub mod overflow;
+pub mod pledge;
 pub mod prefetch;
 pub mod proved;
 pub mod record;

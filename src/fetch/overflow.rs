@@ -86,11 +86,16 @@ impl Overflow {
     }
 
     /// From now on nothing goes to the file, which has the first `in_file` bytes; `so_far` has
-    /// hashed them.
+    /// hashed them, if anybody here did. Gives what has hashed them now.
     ///
     /// # Errors
     /// [`ErrorKind::DigestMismatch`]: the file gives back other bytes.
-    pub fn begin(&self, file: Option<&File>, in_file: u64, so_far: &Hasher) -> Result<()> {
+    pub fn begin(
+        &self,
+        file: Option<&File>,
+        in_file: u64,
+        so_far: Option<&Hasher>,
+    ) -> Result<Hasher> {
         let (mut sums, mut hasher) = (Summing::default(), self.blob.digest.hasher());
         let mut at = 0;
         while let Some(file) = file
@@ -102,14 +107,14 @@ impl Overflow {
             sums.update(&bytes);
             at = range.end;
         }
-        if hasher.finish() != so_far.clone().finish() {
+        if so_far.is_some_and(|so_far| so_far.clone().finish() != hasher.clone().finish()) {
             let message = format!("blob {}: its file has other bytes than came", self.blob.digest);
             return Err(Error::new(ErrorKind::DigestMismatch, message));
         }
         let mut state = self.lock();
         (state.sums, state.in_file) = (sums, Some(in_file));
         state.recent_at = ByteRange::new(in_file, in_file);
-        Ok(())
+        Ok(hasher)
     }
 
     /// The next bytes. Waits for followers that are about to read what would leave memory.

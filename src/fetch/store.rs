@@ -19,6 +19,7 @@ use super::cache::{Cache, StreamLock};
 use super::error::{Error, ErrorKind, Result};
 use super::flight::Flights;
 use super::line::{Behind, Line};
+use super::pledge::Pledged;
 use super::proved::Proved;
 use super::spans::Spans;
 use super::tables::Known;
@@ -169,7 +170,22 @@ impl Store {
     /// The blob is nowhere, or local trouble.
     pub async fn arrival(&self, blob: &Blob, deadline: Deadline) -> Result<Arc<Arrival>> {
         self.line.ask_for(&blob.digest);
-        self.arrival_from(blob, deadline, Arc::clone).await
+        self.arrival_from(blob, deadline, Arc::clone, None).await
+    }
+
+    /// The same, for somebody who is going to read and hash all of it. Not counted on if it is on
+    /// its way or here already.
+    ///
+    /// # Errors
+    /// As [`Store::arrival`].
+    pub async fn arrival_hashed_by(
+        &self,
+        pledged: Pledged,
+        blob: &Blob,
+        deadline: Deadline,
+    ) -> Result<Arc<Arrival>> {
+        self.line.ask_for(&blob.digest);
+        self.arrival_from(blob, deadline, Arc::clone, Some(pledged)).await
     }
 
     /// Brings the whole blob behind the readers' backs: none of them waits for its sake.
@@ -177,11 +193,10 @@ impl Store {
     /// # Errors
     /// As [`Store::arrival`], and [`Arrival::wait`].
     pub async fn bring_behind(&self, blob: &Blob) -> Result<()> {
-        let line = &self.line;
         let behind = |source: &Arc<dyn Source>| -> Arc<dyn Source> {
-            Arc::new(Behind::new(source.clone(), line.clone()))
+            Arc::new(Behind::new(source.clone(), self.line.clone()))
         };
-        let arrival = self.arrival_from(blob, self.deadline(), behind).await?;
+        let arrival = self.arrival_from(blob, self.deadline(), behind, None).await?;
         arrival.wait(Until::Proved, Deadline::after(BEHIND_STALL_MAX)).await
     }
 
@@ -190,6 +205,7 @@ impl Store {
         blob: &Blob,
         deadline: Deadline,
         from: impl FnOnce(&Arc<dyn Source>) -> Arc<dyn Source>,
+        pledged: Option<Pledged>,
     ) -> Result<Arc<Arrival>> {
         if let Some(arrival) = self.running(blob) {
             return Ok(arrival);
@@ -198,7 +214,7 @@ impl Store {
         if let Some(arrival) = self.running(blob) {
             return Ok(arrival);
         }
-        let started = self.start(blob, deadline, from).await;
+        let started = self.start(blob, deadline, from, pledged).await;
         if let Ok(arrival) = &started {
             let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
             arrivals.insert(blob.digest, arrival.clone());
@@ -369,20 +385,21 @@ impl Store {
         blob: &Blob,
         deadline: Deadline,
         from: impl FnOnce(&Arc<dyn Source>) -> Arc<dyn Source>,
+        pledged: Option<Pledged>,
     ) -> Result<Arc<Arrival>> {
         if let Some(file) = self.open_layout_blob(blob)? {
-            return Arrival::start_local(*blob, file, Origin::Layout);
+            return Arrival::start_local(*blob, file, Origin::Layout, pledged);
         }
         if let Some(file) = self.cache().open_blob(blob) {
-            return Arrival::start_local(*blob, file, Origin::Cache);
+            return Arrival::start_local(*blob, file, Origin::Cache, pledged);
         }
         let source = self.source().map_err(|e| e.context(format!("blob {}", blob.digest)))?;
         match self.lock_stream(blob, deadline).await? {
             Ok(lock) => {
-                let stall = self.config.stall;
-                Ok(Arrival::start(self.cache().clone(), lock, from(source), *blob, stall))
+                let (cache, stall) = (self.cache().clone(), self.config.stall);
+                Ok(Arrival::start(cache, lock, from(source), *blob, stall, pledged))
             }
-            Err(file) => Arrival::start_local(*blob, file, Origin::Cache),
+            Err(file) => Arrival::start_local(*blob, file, Origin::Cache, pledged),
         }
     }
 

@@ -6,8 +6,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Deadline;
-use super::arrival::{Arrival, Origin, Until, hash_file};
+use super::arrival::{Arrival, Origin, Until};
 use super::error::Result;
+use super::pledge::hash_file;
 use super::stamp::Stamp;
 use super::store::Store;
 use crate::layout::Blob;

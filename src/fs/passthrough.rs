@@ -157,7 +157,7 @@ mod tests {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let copy = file.try_clone().expect("the same file");
         let whole = runtime.block_on(async {
-            let arrival = Arrival::start_local(blob, copy, origin).expect("started");
+            let arrival = Arrival::start_local(blob, copy, origin, None).expect("started");
             arrival.wait(Until::Proved, Deadline::after(Duration::from_secs(5))).await?;
             Ok::<_, crate::fetch::Error>(arrival.whole_file())
         });

@@ -80,7 +80,14 @@ impl Digest {
     /// # Errors
     /// [`Error::DigestMismatch`] naming both digests.
     pub fn compare(&self, hasher: Hasher) -> Result<()> {
-        let actual = hasher.finish();
+        self.compare_with(hasher.finish())
+    }
+
+    /// Compares the digest that bytes have, `actual`, with this one, which they should have.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`] naming both digests.
+    pub fn compare_with(&self, actual: Digest) -> Result<()> {
         if actual == *self {
             return Ok(());
         }

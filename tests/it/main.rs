@@ -28,6 +28,7 @@ mod one_byte;
 mod own_tables;
 mod panics;
 mod passthrough;
+mod pledges;
 mod proofs;
 mod push;
 mod pushes;

@@ -6,9 +6,9 @@ use std::sync::PoisonError;
 use bytes::Bytes;
 
 use super::{SpanReader, Wanted};
-use crate::fetch::arrival::hash_file;
 use crate::fetch::cache::read_exact_at;
 use crate::fetch::error::{Error, ErrorKind, Result};
+use crate::fetch::pledge::hash_file;
 use crate::fetch::proved::{Opened, Proved, Read, bytes_if_begun};
 use crate::layout::index::Span;
 use crate::layout::range::ByteRange;
