@@ -164,7 +164,8 @@ impl Store {
         self.config.source.as_ref().ok_or_else(|| self.config.no_source.clone())
     }
 
-    /// The blob on its way, or here. Starts whatever is needed; a former failure is tried again.
+    /// The blob on its way, or here. Starts whatever is needed; a former failure is tried again. May
+    /// take longer than the deadline while another process gets on with it.
     ///
     /// # Errors
     /// The blob is nowhere, or local trouble.
@@ -173,8 +174,7 @@ impl Store {
         self.arrival_from(blob, deadline, Arc::clone, None).await
     }
 
-    /// The same, for somebody who is going to read and hash all of it. Not counted on if it is on
-    /// its way or here already.
+    /// The same, for somebody who is going to hash all of it. Not counted on if it is begun.
     ///
     /// # Errors
     /// As [`Store::arrival`].
@@ -235,7 +235,7 @@ impl Store {
         self.just_disproved(blob, whole(blob))?;
         for _ in 1..ATTEMPTS_MAX {
             let arrival = self.arrival(blob, deadline).await?;
-            match arrival.wait(Until::Proved, deadline).await {
+            match arrival.wait(Until::Proved, deadline.renewed()).await {
                 Err(error) if error.may_differ => {
                     tracing::warn!(digest = %blob.digest, %error, "trying a blob once more");
                     deadline = deadline.renewed();

@@ -92,7 +92,7 @@ pub async fn prove(store: &Store, blob: &Blob, deadline: Deadline) -> Option<Who
     if arrival.origin() == Origin::Source {
         return None;
     }
-    arrival.wait(Until::Proved, deadline).await.ok()?;
+    arrival.wait(Until::Proved, deadline.renewed()).await.ok()?;
     of_arrival(store, &arrival)
 }
 

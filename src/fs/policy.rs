@@ -92,7 +92,7 @@ impl Policy {
             return store.read_proved(blob, range, deadline).await.map(Served::Proved);
         }
         let until = self.waits_for(blob, range);
-        arrival.wait(until, deadline).await?;
+        arrival.wait(until, deadline.renewed()).await?;
         let is_proved = until == Until::Proved;
         if !is_proved {
             pin.serve(&arrival)?;

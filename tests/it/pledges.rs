@@ -329,6 +329,15 @@ async fn who_waits_for_the_proof_has_patience_as_long_as_hashing_gets_on() {
         }
         let (mut pledge, arrival) = pledged(&setting.again(), &layer.blob).await;
         arrival.wait(Until::Resident(layer.blob.size), patient()).await.expect("it comes");
+        // A reader of this process, and one of another: that can see no more than the part's file.
+        let (other, named) = (setting.again(), layer.blob);
+        let elsewhere = tokio::spawn(async move {
+            let whole = ByteRange::new(0, named.size);
+            other
+                .read_proved(&named, whole, Deadline::after(stall))
+                .await
+                .map(|read| read.len() as u64)
+        });
         let waiting =
             tokio::spawn(async move { arrival.wait(Until::Proved, Deadline::after(stall)).await });
         for _ in 0..30 {
@@ -338,5 +347,7 @@ async fn who_waits_for_the_proof_has_patience_as_long_as_hashing_gets_on() {
         assert!(!waiting.is_finished(), "{is_here}");
         pledge.keep(layer.blob.digest);
         waiting.await.expect("no panic").expect("proved");
+        let read = elsewhere.await.expect("no panic").expect("proved");
+        assert_eq!((read, setting.sent()), (blob.len() as u64, blob.len() as u64), "{is_here}");
     }
 }
