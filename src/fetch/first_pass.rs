@@ -359,18 +359,20 @@ fn hash_and_write(
     used: &Sender<Vec<u8>>,
 ) -> Hashed {
     let mut spans = SpanBuilder::default();
-    let mut blob_hasher = pledge.is_wanted().then(|| whole.digest.hasher());
+    // sha256 of the blob is what proves the spans, and is taken in any case.
+    let is_sha512 = matches!(whole.digest, Digest::Sha512(_));
+    let mut sha512 = (is_sha512 && pledge.is_wanted()).then(|| whole.digest.hasher());
     let mut blob_bytes = 0;
     for Batch { mut decoded, write, blob, .. } in queue {
         files.write(&decoded, write);
         let mut rest = &decoded[..];
         pledge.advance(decoded.len() as u64);
         for (bytes, starts) in blob {
-            if let Some(hasher) = &mut blob_hasher {
+            if let Some(hasher) = &mut sha512 {
                 hasher.update(&bytes);
-                blob_bytes += bytes.len() as u64;
-                pledge.advance(bytes.len() as u64);
             }
+            blob_bytes += bytes.len() as u64;
+            pledge.advance(bytes.len() as u64);
             let along = rest.split_off(..bytes.len().min(rest.len())).unwrap_or_default();
             spans.push_along(&bytes, starts, &mut hasher, along);
         }
@@ -379,9 +381,10 @@ fn hash_and_write(
         // Nobody wants it any more at the end.
         let _ = used.send(decoded);
     }
+    let digest = if is_sha512 { sha512.map(Hasher::finish) } else { Some(spans.blob_sha256()) };
     // A scan that failed may have read no more than a part of it.
-    if let Some(hasher) = blob_hasher.filter(|_| blob_bytes == whole.size) {
-        pledge.keep(hasher.finish());
+    if let Some(digest) = digest.filter(|_| blob_bytes == whole.size) {
+        pledge.keep(digest);
     }
     let Files { decoded, fresh, .. } = files;
     let decoded = decoded.and_then(|w| Some((w.file?, w.summing.finish(), w.allowance)));

@@ -177,6 +177,23 @@ async fn wrong_bytes_are_named_thrown_away_and_replaced_whether_a_pass_can_read_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_named_by_its_sha512_has_that_from_its_pass() {
+    let (mut layer, blob) = sample(Compression::Gzip);
+    let mut hasher = Digest::Sha512([0; 64]).hasher();
+    hasher.update(&blob);
+    layer.blob.digest = hasher.finish();
+    let setting = Setting::new(&blob, None);
+    pass(&setting.store, &layer).await.expect("a pass");
+    assert!(read(&setting.store, &layer.blob).await == blob);
+    assert_eq!(setting.sent(), layer.blob.size);
+    let mut wrong = blob.clone();
+    wrong[1 << 20] ^= 1;
+    let error = pass(&Setting::new(&wrong, None).store, &layer).await.err().expect("wrong");
+    assert_eq!(error.kind, ErrorKind::DigestMismatch, "{error}");
+    assert!(error.to_string().contains(&layer.blob.digest.to_string()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn right_bytes_that_are_no_layer_or_another_one_are_proved_all_the_same() {
     let (mut layer, blob) = sample(Compression::Gzip);
     layer.diff_id = Digest::sha256_of(b"another tar");
