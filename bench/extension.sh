@@ -278,7 +278,9 @@ for kind in "${kinds[@]}"; do
 done
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
-commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+# The groups before this one have added their lines to the results.
+git diff --quiet HEAD -- ':/' ':(top,exclude)bench/results.md' ':(top,exclude)bench/*.svg' 2>/dev/null || commit+=-dirty
 load=$(cut -d ' ' -f 2 /proc/loadavg)
 for kind in "${kinds[@]}"; do
     theirs=$(median "$kind-theirs.times")
