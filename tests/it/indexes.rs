@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use layoutfs::fetch::cache::Cache;
 use layoutfs::layout::Digest;
-use layoutfs::layout::index::{LayerIndex, saved};
+use layoutfs::layout::index::{LayerIndex, Proof, Segments, saved};
 use layoutfs::layout::oci::referrer::{EMPTY, IndexArtifact, LayerIndexBlob};
 use layoutfs::layout::oci::{Descriptor, OCI_MANIFEST};
 use layoutfs::layout::{Blob, reference::Reference};
@@ -250,7 +250,10 @@ fn what_is_not_of_this_image_is_refused_and_leaves_nothing() {
     let put = |subject, bytes: &[u8]| put_artifact(&registry, subject, layer, bytes);
     let beyond = {
         let mut index = index.clone();
-        index.spans.last_mut().unwrap().blob.end += 1;
+        let last = index.spans.last_mut().unwrap();
+        last.blob.end += 1;
+        // As many segments as it then has: one, whatever its length.
+        last.proof = Proof::Stored(Segments::One([0; 32]));
         saved::encode(&index).unwrap()
     };
     let of_other = saved::encode(&LayerIndex { diff_id: other, ..index }).unwrap();
