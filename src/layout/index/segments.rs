@@ -99,8 +99,15 @@ impl Chain {
             same_bytes(tail, found)?;
             blocks = rest;
         }
-        if self.states.is_empty() || !blocks.len().is_multiple_of(BLOCK_BYTES) {
-            return same_bytes(&[], &blocks[blocks.len() / BLOCK_BYTES * BLOCK_BYTES..]);
+        // What no state speaks of is too much.
+        let whole_blocks = blocks.len() / BLOCK_BYTES * BLOCK_BYTES;
+        let expected = if self.states.is_empty() { 0 } else { whole_blocks };
+        if blocks.len() != expected {
+            let (expected, actual) = (expected as u64, blocks.len() as u64);
+            return Err(Error::SizeMismatch { expected, actual });
+        }
+        if self.states.is_empty() {
+            return Ok(());
         }
         self.verify_blocks(numbers, blocks)
     }
@@ -194,7 +201,7 @@ impl Segments {
     /// Compares `stored`, all bytes of the segments `numbers`, with what proves them.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`] of one that is wrong.
+    /// [`Error::DigestMismatch`] or [`Error::SizeMismatch`] of one that is wrong.
     pub fn verify(&self, numbers: Range<usize>, stored: &[u8]) -> Result<()> {
         match self {
             Segments::One(sha256) => Digest::Sha256(*sha256).verify(stored),
@@ -412,7 +419,13 @@ mod tests {
             assert!(!segments.fit(len + 1) && !segments.fit(len - 1) && !segments.fit(0));
             assert!(!segments.fit(len + SEGMENT_BYTES));
             let stored = &blob[start as usize..(start + len) as usize];
-            assert_eq!(segments.verify(0..segments.count(), stored), Ok(()));
+            let all = 0..segments.count();
+            assert_eq!(segments.verify(all.clone(), stored), Ok(()));
+            let (head, tail) = stored.split_at(stored.len() / 2);
+            let longer = [head, &[7; BLOCK_BYTES], tail].concat();
+            assert!(segments.verify(all.clone(), &longer).is_err(), "{start} {len}");
+            let longer = [stored, &[7; BLOCK_BYTES]].concat();
+            assert!(segments.verify(all, &longer).is_err(), "{start} {len}");
             let Segments::Chain(chain) = &segments else { panic!("a chain") };
             let mut edges = &[chain.edges(), b"next"].concat()[..];
             let taken = Chain::take(chain.head(), len, &mut edges, chain.states());
