@@ -82,7 +82,9 @@ pub struct Sha256 {
 impl Sha256 {
     /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        self.update_with(bytes, &mut Sha256::default(), &[]);
+        let bytes = self.end_block(bytes);
+        self.state.update(bytes);
+        self.begin_block(bytes);
     }
 
     /// Adds bytes, and others to another one.
