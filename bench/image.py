@@ -147,7 +147,11 @@ class Layout:
 
     def manifest(self):
         """The manifest of the only image."""
-        return self.document(self._manifests()[0]["digest"])
+        return self.document(self.manifest_digest())
+
+    def manifest_digest(self):
+        """Of that manifest."""
+        return self._manifests()[0]["digest"]
 
     def _manifests(self):
         return json.loads((self.dir / "index.json").read_text())["manifests"]
@@ -172,6 +176,46 @@ class Layout:
         (self.dir / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
         index = {"schemaVersion": 2, "manifests": [descriptor]}
         (self.dir / "index.json").write_text(json.dumps(index))
+
+
+def fill_holes(directory):
+    """Makes the sparse files in the layers of a `dir:` image ordinary ones: SOCI's snapshotter does not
+    mount a layer that has any, and Go's tar, which most layers are written with, makes none.
+    """
+    def replaced(name, content):
+        (directory / name).unlink()
+        name = hashlib.sha256(content).hexdigest()
+        (directory / name).write_bytes(content)
+        return name
+
+    manifest = json.loads((directory / "manifest.json").read_text())
+    old = manifest["config"]["digest"].split(":")[1]
+    config = json.loads((directory / old).read_text())
+    for number, layer in enumerate(manifest["layers"]):
+        name = layer["digest"].split(":")[1]
+        with tarfile.open(directory / name, "r:") as tar:
+            if not any(member.issparse() for member in tar):
+                continue
+            content = _written_anew(tar)
+        layer.update(digest=f"sha256:{replaced(name, content)}", size=len(content))
+        config["rootfs"]["diff_ids"][number] = layer["digest"]
+    content = json.dumps(config).encode()
+    manifest["config"].update(digest=f"sha256:{replaced(old, content)}", size=len(content))
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _written_anew(tar):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as written:
+        for member in tar:
+            content = tar.extractfile(member) if member.isreg() else None
+            member.sparse = None
+            member.pax_headers = {key: value for key, value in member.pax_headers.items()
+                                  if not key.startswith("GNU.sparse.") and key not in ("path", "size")}
+            if member.type == tarfile.GNUTYPE_SPARSE:
+                member.type = tarfile.REGTYPE
+            written.addfile(member, content)
+    return out.getvalue()
 
 
 def in_one_frame(room, layout, directory):

@@ -17,6 +17,7 @@ from report import Group, number, ratio
 COMMAND = ("/usr/bin/python3", "-c", 'import json; print(json.dumps(["started"]))')
 LINK = (1000, 10)
 PLAIN, ESTARGZ = "bench/plain:latest", "bench/estargz:latest"
+SOCI = "SOCI's snapshotter"
 
 
 class Scene:
@@ -34,6 +35,7 @@ class Scene:
         registry = link.Registry(room, room.new("registry"))
         registry.push(room, f"oci:{self.plain.dir}:bench", PLAIN)
         registry.push(room, f"oci:{self.estargz.dir}:bench", ESTARGZ)
+        self.soci_index = peers.soci_index(room, self.plain, f"{registry.address}/{PLAIN.split(':')[0]}")
         self.link = link.Link(room, registry.address, *LINK)
         self.indexed = Ours(room, room.dir / "indexed")
         self._learn()
@@ -68,6 +70,7 @@ def _fixture(room):
     unpacked, target = room.dir / "unpacked", room.dir / "plain"
     room.run("skopeo", "copy", "-q", "--dest-decompress", "--src-tls-verify=false",
              f"docker://{registry.address}/debian/run:everyday", f"dir:{unpacked}")
+    image.fill_holes(unpacked)
     room.run("skopeo", "copy", "-q", f"dir:{unpacked}", f"oci:{target}:bench")
     return Layout(target)
 
@@ -116,6 +119,23 @@ def _stargz(scene):
     return prepare, measure
 
 
+def _soci(scene):
+    def prepare(directory):
+        # As with stargz-store.
+        return peers.Soci(scene.room, directory)
+
+    def measure(directory, snapshotter):
+        mountpoint = scene.room.new(directory / "mnt")
+        snapshotter.mount(scene.reference(PLAIN), scene.plain, scene.soci_index, mountpoint)
+        scene.start(mountpoint)
+
+        def end():
+            scene.room.run("umount", mountpoint)
+            snapshotter.stop()
+        return end
+    return prepare, measure
+
+
 def _sides(scene):
     def repository():
         return f"{scene.link.address}/{PLAIN.split(':')[0]}@{scene.artifact}"
@@ -126,6 +146,7 @@ def _sides(scene):
         "layoutfs, nothing known": _ours(scene, PLAIN, False, lambda: ()),
         "layoutfs, eStargz": _ours(scene, ESTARGZ, False, lambda: ()),
         "stargz-store, eStargz": _stargz(scene),
+        SOCI: _soci(scene),
         "skopeo copy + umoci unpack": _umoci(scene),
         "podman pull": _podman(scene),
     }
@@ -169,6 +190,10 @@ def _group(scene, times, sizes):
         group.cell(group.versus(f"lazy start, {peer}", time[ours], time[peer]))
     by_store = group.versus(f"lazy start, {store}", time[estargz], time[store])
     group.cell(f"{by_store}, {ratio(size[estargz], size[store])}")
+    # It has nothing of the image either, and its index is in the registry too.
+    in_registry = "layoutfs, index in registry"
+    by_soci = group.versus(f"lazy start, {SOCI}", time[in_registry], time[SOCI])
+    group.cell(f"{by_soci}, {ratio(size[in_registry], size[SOCI])}")
     is_ours = lambda name: name.startswith("layoutfs")
     title = f"Start of python3 from a {plain_mb:.0f} MB image, 1 Gbit/s, 10 ms: "
     group.plots["lazy-start.svg"] = plot.bars(

@@ -13,6 +13,8 @@ from room import PLACE, REPOSITORY, Failed, stop
 RATARMOUNT = ("ratarmount==1.3.0", "rapidgzip==0.15.2", "indexed_gzip==1.10.3")
 STARGZ_VERSION = "v0.19.1"
 STARGZ_MODULE = "github.com/containerd/stargz-snapshotter"
+SOCI_VERSION = "v0.16.1"
+SOCI_MODULE = "github.com/awslabs/soci-snapshotter"
 
 
 def _installed(name, key, install):
@@ -36,19 +38,30 @@ def ratarmount(room):
     return _installed("ratarmount", RATARMOUNT, install) / "bin/ratarmount"
 
 
-def stargz(room):
-    """stargz.go, built in a module of its own."""
-    source = REPOSITORY / "bench/stargz.go"
+def _of_go(room, name, version, modules):
+    """NAME.go, built in a module of its own with these of one version."""
+    source = REPOSITORY / f"bench/{name}.go"
+
     def install(directory):
         if not shutil.which("go"):
-            raise Failed("go is missing: stargz-snapshotter's libraries are built with it")
+            raise Failed(f"go is missing: {name}.go is built with it")
         shutil.copy(source, directory / "main.go")
-        room.run("go", "mod", "init", "stargz", cwd=directory)
-        for module in (STARGZ_MODULE, f"{STARGZ_MODULE}/estargz"):
-            room.run("go", "get", f"{module}@{STARGZ_VERSION}", cwd=directory)
+        room.run("go", "mod", "init", name, cwd=directory)
+        for module in modules:
+            room.run("go", "get", f"{module}@{version}", cwd=directory)
         room.run("go", "mod", "tidy", cwd=directory)
-        room.run("go", "build", "-o", "stargz", ".", cwd=directory)
-    return _installed("stargz", (STARGZ_VERSION, source.read_text()), install) / "stargz"
+        room.run("go", "build", "-o", name, ".", cwd=directory)
+    return _installed(name, (version, source.read_text()), install) / name
+
+
+def stargz(room):
+    """The program of stargz.go."""
+    return _of_go(room, "stargz", STARGZ_VERSION, (STARGZ_MODULE, f"{STARGZ_MODULE}/estargz"))
+
+
+def soci(room):
+    """The program of soci.go. A part of it is in C, and takes zlib as a static library."""
+    return _of_go(room, "soci", SOCI_VERSION, (SOCI_MODULE,))
 
 
 def to_estargz(room, layout, wanted, directory):
@@ -102,6 +115,41 @@ class StargzStore:
     def stop(self):
         """Unmounts and ends."""
         stop(self.process)
+
+
+def soci_index(room, layout, repository):
+    """Puts SOCI's index of a layout's image into its repository. Returns the index's digest."""
+    return room.run(soci(room), "index", layout.dir, repository, room.new("soci-index")).split()[-1]
+
+
+class Soci:
+    """SOCI's snapshotter, with nothing in it."""
+
+    def __init__(self, room, root):
+        self.room = room
+        self.process = room.start(soci(room), "serve", root / "soci", stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE)
+        self._expect("ready")
+
+    def _expect(self, word):
+        if self.process.stdout.readline() != f"{word}\n":
+            raise Failed(f"SOCI's snapshotter is not {word}: {self.room.log.read_text()[-500:]}")
+
+    def mount(self, reference, layout, index, mountpoint):
+        """The image of a layout, which is in a registry as `reference`, as one tree."""
+        manifest = layout.manifest()
+        config = layout.document(manifest["config"]["digest"])
+        wanted = {"reference": reference, "manifest": layout.manifest_digest(), "index": index,
+                  "layers": manifest["layers"], "diff_ids": config["rootfs"]["diff_ids"],
+                  "mountpoint": str(mountpoint)}
+        self.process.stdin.write(json.dumps(wanted) + "\n")
+        self.process.stdin.flush()
+        self._expect("mounted")
+
+    def stop(self):
+        """Unmounts the layers, and ends."""
+        self.process.stdin.close()
+        self.process.wait(30)
 
 
 def opened(room, rootfs, command):

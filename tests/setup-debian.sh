@@ -19,10 +19,10 @@ case $want in build | demo) ;; extension)
     ;;
 tests)
     # A registry, TLS in front of it, the tools that layoutfs is compared with, and what builds the
-    # fixture image.
+    # fixture image; zlib for SOCI's snapshotter, which the benchmark builds.
     packages="$packages docker-registry umoci runc podman zstd gzip tar curl debootstrap
               debian-archive-keyring attr libcap2-bin python3 dpkg util-linux passwd uidmap
-              nginx openssl procps pigz"
+              nginx openssl procps pigz zlib1g-dev"
     programs="$programs docker-registry umoci runc podman debootstrap setfattr setcap zstd python3
               gzip tar dpkg-deb curl flock useradd newuidmap newgidmap setpriv unshare nginx openssl ps unpigz"
     ;;
