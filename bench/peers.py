@@ -149,7 +149,10 @@ class Soci:
     def stop(self):
         """Unmounts the layers, and ends."""
         self.process.stdin.close()
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            raise Failed("SOCI's snapshotter does not end") from None
 
 
 def opened(room, rootfs, command):

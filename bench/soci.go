@@ -14,6 +14,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -129,6 +130,9 @@ func mountImage(ctx context.Context, layers snapshots.Snapshotter, wanted image)
 			source.TargetSizeLabel:                 strconv.FormatInt(layer.Size, 10),
 			source.TargetSociIndexDigestLabel:      wanted.Index,
 		}))
+		if err == nil {
+			err = errors.New("it is left to containerd to unpack")
+		}
 		// It was prepared, and needs nobody to unpack it.
 		if !errdefs.IsAlreadyExists(err) {
 			must(fmt.Errorf("layer %d is not prepared: %w", number, err))
