@@ -192,7 +192,8 @@ fn everything_begins_with_what_is_marked() {
     once(&asked(&marked.registry, &marked.image.layers[0].digest)[1..]);
 }
 
-/// A mount that has got, and read, all of `a` and `b`, and some of `c`; what it told of that, and asked for.
+/// A mount that has got, and read, all of `a` and `b`, and some of `c`; what it told of that, and what it
+/// asked for, the table first.
 fn stalled_behind_two() -> (Marked, Mount, Value, Vec<ByteRange>) {
     for _ in 0..20 {
         let marked = Marked::new(&[&["a", "b", "c", "d", PREFETCH, "e", "f"]]);
@@ -201,7 +202,8 @@ fn stalled_behind_two() -> (Marked, Mount, Value, Vec<ByteRange>) {
         let mount = marked.mount(&[]);
         let began = Instant::now();
         assert!(read(&mount, "a") && read(&mount, "b"));
-        let (prefetch, asked) = (status(&mount)["prefetch"].clone(), marked.asked(0));
+        let prefetch = status(&mount)["prefetch"].clone();
+        let asked = asked(&marked.registry, &marked.image.layers[0].digest);
         // On a machine that is busy for a second, these readers have fetched alone, and what stalled
         // has come by another request.
         if began.elapsed() < Duration::from_secs(1) {
@@ -216,7 +218,7 @@ fn a_file_that_has_come_is_read_while_the_rest_is_on_its_way() {
     let (marked, mount, prefetch, asked_first) = stalled_behind_two();
     let early = marked.range(0, 0, 4);
     assert_eq!((&prefetch["done"], &prefetch["errors"]), (&false.into(), &0.into()), "{prefetch}");
-    assert_eq!(asked_first, [early], "who reads waits for what is on its way");
+    assert_eq!(asked_first[1..], [early], "who reads waits for what is on its way");
     // Who has waited for too long fetches alone, and the rest comes behind.
     assert!(read(&mount, "d"));
     let prefetch = until_prefetched(&mount);
