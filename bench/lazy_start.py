@@ -102,38 +102,30 @@ def _podman(scene):
     return lambda _: None, measure
 
 
-def _stargz(scene):
-    def prepare(directory):
-        # Its process serves all images of a machine, and so was there before this one.
-        return peers.StargzStore(scene.room, directory)
-
-    def measure(directory, store):
+def _served(scene, start, mount):
+    """By a process that serves all images of a machine, and so was there before this one."""
+    def measure(directory, process):
         mountpoint = scene.room.new(directory / "mnt")
-        store.mount(scene.reference(ESTARGZ), scene.estargz.manifest()["layers"], mountpoint)
+        mount(process, mountpoint)
         scene.start(mountpoint)
 
         def end():
             scene.room.run("umount", mountpoint)
-            store.stop()
+            process.stop()
         return end
-    return prepare, measure
+    return lambda directory: start(scene.room, directory), measure
+
+
+def _stargz(scene):
+    def mount(store, mountpoint):
+        store.mount(scene.reference(ESTARGZ), scene.estargz.manifest()["layers"], mountpoint)
+    return _served(scene, peers.StargzStore, mount)
 
 
 def _soci(scene):
-    def prepare(directory):
-        # As with stargz-store.
-        return peers.Soci(scene.room, directory)
-
-    def measure(directory, snapshotter):
-        mountpoint = scene.room.new(directory / "mnt")
+    def mount(snapshotter, mountpoint):
         snapshotter.mount(scene.reference(PLAIN), scene.plain, scene.soci_index, mountpoint)
-        scene.start(mountpoint)
-
-        def end():
-            scene.room.run("umount", mountpoint)
-            snapshotter.stop()
-        return end
-    return prepare, measure
+    return _served(scene, peers.Soci, mount)
 
 
 def _sides(scene):

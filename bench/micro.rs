@@ -1,4 +1,4 @@
-//! The same steps one by one, with their spread and throughput: `cargo bench --bench micro [-- FILTER]`.
+//! The steps of `steps.rs` one by one, with spread and throughput: `cargo bench --bench micro [-- FILTER]`.
 //!
 //! For whoever changes one of them, on one machine; the budgets are measured by `decode.rs`.
 
